@@ -1,0 +1,309 @@
+"""The pytest plugin: finds a kata by its number, runs its specs on the learner's file, and shows the learner's screen."""
+
+import gc
+import importlib.metadata
+import importlib.util
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from dojo import report
+from dojo.loading import ROOT, Kata, LoadError, Recorder, kata_of, katas, load
+
+OLDEST_TORCH = (2, 9)
+TIME_LIMIT = 10  # seconds for one spec; right ones take milliseconds
+NEEDED = ("torch", "jaxtyping", "hypothesis", "pytest_timeout")
+
+gc.disable()  # a collection over torch's modules while they load costs a third of the whole start
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("katas")
+    group.addoption("--impl", metavar="FOLDER", help="run the specs on `reference`, or on the solutions in a folder")
+    group.addoption("--hint", nargs="?", const="1", metavar="N", help="show the first N hints for what is not done")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    _check_installation()
+    _take_back_swallowed_path(config)
+    if not hasattr(config, "workerinput"):
+        config.args = [_expand(argument, config.invocation_params.dir) for argument in config.args]
+    config.option.impl = _implementation(config)
+    if not config.getoption("hypothesis_seed", None):
+        config.option.hypothesis_seed = "0"  # one verdict for one file; another seed explores further
+    if config.option.continue_on_collection_errors is False:
+        config.option.continue_on_collection_errors = True  # a syntax error in one kata hides no other
+    _switch_benchmarks_off(config)
+    os._exit = _guarded_exit
+
+
+def _check_installation():
+    remedy = "run `pip install -r requirements.txt` in the environment of this pytest"
+    for name in NEEDED:
+        if importlib.util.find_spec(name) is None:
+            raise pytest.UsageError(f"torch-katas needs {name.replace('_', '-')}, which is not installed: {remedy}")
+    version = importlib.metadata.version("torch")
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_TORCH:
+        needed = ".".join(map(str, OLDEST_TORCH))
+        raise pytest.UsageError(f"torch-katas needs torch {needed} or later, this is torch {version}: {remedy}")
+
+
+def _take_back_swallowed_path(config):
+    """In `pytest --hint katas/03` argparse takes the path for the number of hints."""
+    hint = config.option.hint
+    if hint is not None and not hint.isdecimal():
+        config.args = [hint] if config.args == config.getini("testpaths") else [*config.args, hint]
+        config.option.hint = "1"
+
+
+def _expand(argument: str, here: Path) -> str:
+    """`03`, `katas/3` or `katas/03::TestX` with the folder's real name; any other argument as it is."""
+    path, colons, rest = argument.partition("::")
+    match = re.fullmatch(r"(?:.*/)?(\d{1,2})/?", path)
+    if not match or (here / path).exists():
+        return _spec_of(argument, here)
+    number = match[1].zfill(2)
+    known = katas()
+    for kata in known:
+        if kata.number == number:
+            return f"{kata.spec if colons else kata.folder}{colons}{rest}"
+    numbers = " ".join(kata.number for kata in known)
+    raise pytest.UsageError(f"there is no kata {match[1]}; there are: {numbers}")
+
+
+def _spec_of(argument: str, here: Path) -> str:
+    """`katas/03_views::TestX` means the spec file in that folder."""
+    path, colons, rest = argument.partition("::")
+    kata = Kata((here / path).resolve())
+    if colons and kata.folder.parent == ROOT / "katas" and kata.folder.is_dir():
+        return f"{kata.spec}::{rest}"
+    return argument
+
+
+def _implementation(config) -> str | None:
+    """The folder of --impl, absolute; None for the learner's own stubs."""
+    given = config.option.impl
+    if given is None:
+        return None
+    for folder in (config.invocation_params.dir / given, ROOT / given):
+        if folder.is_dir():
+            return str(folder.resolve())
+    raise pytest.UsageError(
+        f"--impl={given}: there is no such folder (`--impl=reference` runs the reference solutions)"
+    )
+
+
+def _switch_benchmarks_off(config):
+    """pytest-benchmark refuses --benchmark-only beside --benchmark-disable, so this cannot stand in addopts."""
+    asked = config.getoption("benchmark_only", False) or config.getoption("benchmark_enable", False)
+    if hasattr(config.option, "benchmark_disable") and not asked:
+        config.option.benchmark_disable = True
+
+
+# Collection ----------------------------------------------------------------------------------------------------------
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Benchmarks are collected when they are asked for, by an option or by name."""
+    if collection_path.name.startswith("bench_") and kata_of(collection_path):
+        named = any(Path(argument.partition("::")[0]).name == collection_path.name for argument in config.args)
+        asked = config.getoption("benchmark_only", False) or config.getoption("benchmark_enable", False)
+        return None if named or asked else True
+    return None
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    if kata_of(module_path):
+        return KataModule.from_parent(parent, path=module_path)
+    return None
+
+
+class KataModule(pytest.Module):
+    """A spec or benchmark file; the learner's module is loaded before it, afresh, under its plain name."""
+
+    @property
+    def kata(self) -> Kata:
+        return kata_of(self.path)
+
+    @property
+    def implementation(self) -> Path:
+        folder = self.config.option.impl
+        return self.kata.implementation(Path(folder) if folder else None)
+
+    def _getobj(self):
+        import torch
+
+        from dojo import guards, rules, strategies
+
+        strategies.use_profile()
+        guards.set_traps()
+        module = _within_limit(self, lambda: load(self.implementation, self.kata.name))
+        spec = super()._getobj()
+        self.recorder = spec.__dict__[self.kata.name] = Recorder(module)
+        self.names = [line.name for line in getattr(spec, "RULES", ())]
+        rules.attach(spec, self.recorder)
+        torch.set_num_threads(1)  # the tensors are small: more threads only wait for each other
+        return spec
+
+
+def pytest_collection_finish(session):
+    gc.freeze()
+    gc.enable()
+
+
+# Running -------------------------------------------------------------------------------------------------------------
+
+
+class Hung(BaseException):
+    """A spec ran out of time. No Exception, so that neither hypothesis nor the learner's `except Exception` catches it."""
+
+
+class Left(BaseException):
+    """The learner's code tried to end the process."""
+
+
+_real_exit = os._exit
+
+
+def _guarded_exit(status: int = 0):
+    """os._exit from the learner's file would end the run with any exit code it likes and nothing said."""
+    if _learners_file and sys._getframe(1).f_code.co_filename == _learners_file:
+        raise Left(f"os._exit({status}) was called")
+    _real_exit(status)
+
+
+_learners_file: str | None = None
+
+
+def _kata_module(item) -> KataModule | None:
+    return item.getparent(KataModule)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """The refused operations of the function are watched for as long as the spec runs."""
+    global _learners_file
+    module = _kata_module(item)
+    if module is None:
+        return (yield)
+    from dojo import guards, strategies
+
+    function = report.function_of(item)
+    if function in _hung:
+        raise Hung(f"not run: an earlier spec of {function} did not end")
+    strategies.use_profile("once" if function in _unwritten else "katas")
+    strategies.reseed()
+    module.recorder.last = None
+    line = getattr(item.cls, "rule", None)
+    learner, spec = str(module.implementation), str(item.path)
+    _learners_file = learner
+
+    def by_learner(frame):
+        file = frame.f_code.co_filename
+        return True if file == learner else False if file == spec else None
+
+    with guards.refuse(*(line.refused if line else ()), by=by_learner):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    if _kata_module(item) is None:
+        return (yield)
+    text_instead = item.config.option.tbstyle == "auto"
+    if text_instead:
+        item.repr_failure = lambda excinfo: ""  # rendering a traceback takes longer than the spec
+    result = yield
+    finding = report.add_finding(result, item, call, text_instead)
+    if finding.state == "not started":
+        _unwritten.add(finding.function)
+    if call.excinfo and isinstance(call.excinfo.value, Hung):
+        _hung.add(finding.function)
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    result = yield
+    error = getattr(collector, "load_error", None)
+    if error is not None:
+        result.longrepr = report.explain_load_error(error)
+        result.dojo = report.unreadable(collector.kata, error)
+    return result
+
+
+_unwritten: set[str] = set()
+_hung: set[str] = set()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_timeout_set_timer(item, settings):
+    """pytest-timeout's own alarm is an exception that hypothesis takes for a failing example and runs again."""
+    if not hasattr(signal, "SIGALRM") or not settings.timeout or settings.timeout <= 0:
+        return None
+    _start_alarm(settings.timeout, lambda: f"{report.function_of(item) or item.name} did not end")
+    return True
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_timeout_cancel_timer(item):
+    if not hasattr(signal, "SIGALRM"):
+        return None
+    _stop_alarm()
+    return True
+
+
+def _start_alarm(seconds: float, what):
+    rings = 0
+
+    def ring(number, frame):
+        nonlocal rings
+        rings += 1
+        if rings > 5:  # the learner's code catches everything, again and again
+            sys.__stderr__.write(f"\n{what()} within {seconds:g} s, and could not be interrupted\n")
+            sys.__stderr__.flush()
+            _real_exit(1)
+        raise Hung(f"ended after {seconds:g} s: a right solution takes milliseconds")
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
+
+
+def _stop_alarm():
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _within_limit(module: KataModule, action):
+    """Loading the learner's file, with the same limit as a spec; what goes wrong is kept for the report."""
+    if hasattr(signal, "SIGALRM"):
+        _start_alarm(TIME_LIMIT, lambda: f"loading {module.kata.stub.name} did not end")
+    try:
+        return action()
+    except LoadError as error:
+        module.load_error = error
+        raise module.CollectError(str(error)) from error
+    finally:
+        if hasattr(signal, "SIGALRM"):
+            _stop_alarm()
+
+
+# The end -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session, exitstatus):
+    """0 only if each spec that was collected has passed: code that ends the run early must not look green."""
+    if exitstatus == 0 and not hasattr(session.config, "workerinput") and session.testscollected:
+        ran = report.finished(session.config)
+        if any(_kata_module(item) and item.nodeid not in ran for item in session.items):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_unconfigure(config):
+    gc.freeze()  # the interpreter's last collection would look at every object of torch
+    os._exit = _real_exit

@@ -1,0 +1,105 @@
+"""Samples and hypothesis strategies: shapes, sizes and tensors whose values repeat."""
+
+import math
+
+import hypothesis
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+class _TorchRandom:
+    """Lets hypothesis rewind a torch generator between examples: without it they do not replay."""
+
+    def __init__(self, generator: torch.Generator):
+        self.generator = generator
+
+    def seed(self, seed: int) -> None:
+        self.generator.manual_seed(seed)
+
+    def getstate(self) -> Tensor:
+        return self.generator.get_state()
+
+    def setstate(self, state: Tensor) -> None:
+        self.generator.set_state(state)
+
+
+# hypothesis holds these weakly
+_RANDOM = [_TorchRandom(GENERATOR), _TorchRandom(torch.default_generator)]
+for _random in _RANDOM:
+    hypothesis.register_random(_random)
+
+
+def reseed(seed: int = 0) -> None:
+    """Makes the samples begin anew."""
+    GENERATOR.manual_seed(seed)
+
+
+def use_profile(name: str = "katas") -> None:
+    """Sets how hypothesis searches: "katas", or "once", a single example for a function that is not written yet."""
+    if not hypothesis.settings.get_current_profile_name().startswith(("katas", "once")):
+        common = {
+            "deadline": None,  # a slow machine is no failure
+            "database": None,  # nothing is left on disk
+            "report_multiple_bugs": False,
+            "print_blob": False,
+            "suppress_health_check": list(hypothesis.HealthCheck),
+        }
+        explicit, generate, shrink = hypothesis.Phase.explicit, hypothesis.Phase.generate, hypothesis.Phase.shrink
+        hypothesis.settings.register_profile("katas", max_examples=25, phases=[explicit, generate, shrink], **common)
+        hypothesis.settings.register_profile("once", max_examples=1, phases=[generate], **common)
+    hypothesis.settings.load_profile(name)
+
+
+def sample(
+    *shape: int, dtype: torch.dtype = torch.float32, low: float = -2, high: float = 2, device: str = "cpu"
+) -> Tensor:
+    """A tensor of reproducible values between low and high (excluded): new ones at each call, the same in each run."""
+    if dtype == torch.bool:
+        return torch.randint(2, shape, generator=GENERATOR).to(device, dtype)
+    if dtype.is_floating_point:
+        values = torch.rand(shape, generator=GENERATOR, dtype=torch.float64) * (high - low) + low
+        return values.to(device, dtype)
+    return torch.randint(math.ceil(low), math.ceil(high), shape, generator=GENERATOR, dtype=dtype).to(device)
+
+
+sizes = st.integers(1, 6)
+
+
+def shapes(min_dims: int = 0, max_dims: int = 3, min_size: int = 1, max_size: int = 4) -> st.SearchStrategy[tuple]:
+    """Shapes of few and small dimensions."""
+    return st.lists(st.integers(min_size, max_size), min_size=min_dims, max_size=max_dims).map(tuple)
+
+
+def tensors(
+    shape: tuple[int, ...] | st.SearchStrategy, dtype: torch.dtype = torch.float32
+) -> st.SearchStrategy[Tensor]:
+    """Tensors of the shape (or of shapes drawn from a strategy), with values from a seed that hypothesis draws."""
+
+    def build(shape, seed):
+        generator = torch.Generator().manual_seed(seed)
+        return (torch.rand(shape, generator=generator, dtype=torch.float64) * 4 - 2).to(dtype)
+
+    drawn = shape if isinstance(shape, st.SearchStrategy) else st.just(shape)
+    return st.builds(build, drawn, st.integers(0, 2**16))
+
+
+def strided(x: Tensor, layout: str) -> Tensor:
+    """x's values under other strides: "transposed", "sliced" (every second element, from an offset) or "expanded".
+
+    Expanded: all rows of the first dimension are row 0, in one place; the values are therefore not x's.
+    """
+    if x.ndim == 0:
+        return x
+    if layout == "transposed":
+        order = list(reversed(range(x.ndim)))
+        return x.permute(order).contiguous().permute(order)
+    if layout == "sliced":
+        wide = x.new_ones((*x.shape[:-1], 2 * x.shape[-1] + 3))  # not 0: reading the gaps must show
+        wide[..., 3::2] = x
+        return wide[..., 3::2]
+    if layout == "expanded":
+        return x[:1].clone().expand(x.shape)
+    raise ValueError(f"no such layout: {layout}")
