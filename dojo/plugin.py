@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     _check_installation()
     _take_back_swallowed_path(config)
-    if not hasattr(config, "workerinput"):
-        config.args = [_expand(argument, config.invocation_params.dir) for argument in config.args]
+    config.args = [_expand(argument, config.invocation_params.dir) for argument in config.args]
     config.option.impl = _implementation(config)
     if not config.getoption("hypothesis_seed", None):
         config.option.hypothesis_seed = "0"  # one verdict for one file; another seed explores further
@@ -126,11 +126,11 @@ def pytest_pycollect_makemodule(module_path, parent):
 class KataModule(pytest.Module):
     """A spec or benchmark file; the learner's module is loaded before it, afresh, under its plain name."""
 
-    @property
+    @cached_property
     def kata(self) -> Kata:
         return kata_of(self.path)
 
-    @property
+    @cached_property
     def implementation(self) -> Path:
         folder = self.config.option.impl
         return self.kata.implementation(Path(folder) if folder else None)
@@ -246,7 +246,7 @@ def pytest_timeout_set_timer(item, settings):
     """pytest-timeout's own alarm is an exception that hypothesis takes for a failing example and runs again."""
     if not hasattr(signal, "SIGALRM") or not settings.timeout or settings.timeout <= 0:
         return None
-    _start_alarm(settings.timeout, lambda: f"{report.function_of(item) or item.name} did not end")
+    _start_alarm(settings.timeout, lambda: f"{report.function_of(item)} did not end")
     return True
 
 
@@ -268,7 +268,7 @@ def _start_alarm(seconds: float, what):
             sys.__stderr__.write(f"\n{what()} within {seconds:g} s, and could not be interrupted\n")
             sys.__stderr__.flush()
             _real_exit(1)
-        raise Hung(f"ended after {seconds:g} s: a right solution takes milliseconds")
+        raise Hung(f"did not end and was stopped after {seconds:g} s: a right solution takes milliseconds")
 
     signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
@@ -280,6 +280,8 @@ def _stop_alarm():
 
 def _within_limit(module: KataModule, action):
     """Loading the learner's file, with the same limit as a spec; what goes wrong is kept for the report."""
+    global _learners_file
+    _learners_file = str(module.implementation)
     if hasattr(signal, "SIGALRM"):
         _start_alarm(TIME_LIMIT, lambda: f"loading {module.kata.stub.name} did not end")
     try:

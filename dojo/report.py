@@ -2,11 +2,13 @@
 
 import inspect
 import io
+import linecache
 import re
 import textwrap
 import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from _pytest.config import create_terminal_writer
@@ -36,6 +38,18 @@ class Finding:
     repeat: str = ""  # the option that repeats a hypothesis example
 
 
+class Place(NamedTuple):
+    """A frame of a traceback."""
+
+    filename: str
+    lineno: int
+    name: str
+
+    @property
+    def line(self) -> str:
+        return linecache.getline(self.filename, self.lineno).strip()
+
+
 def short(path: Path | str) -> str:
     """A path as one would type it here."""
     path = Path(path)
@@ -62,8 +76,8 @@ def add_finding(report: pytest.TestReport, item: pytest.Item, call: pytest.CallI
     title = _sentence(item)
     finding = Finding(module.kata.folder.name, function_of(item), module.names, title=title)
     if call.excinfo is not None:
-        frames = traceback.extract_tb(call.excinfo.tb)
-        learner = [frame for frame in frames if frame.filename == str(module.implementation)]
+        frames = [Place(f.f_code.co_filename, line, f.f_code.co_name) for f, line in traceback.walk_tb(call.excinfo.tb)]
+        learner = [place for place in frames if place.filename == str(module.implementation)]
         if report.skipped and not (call.when == "call" and learner):
             finding.state = "skipped"
             finding.lines = [str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else "skipped"]
@@ -310,6 +324,10 @@ def headline(progress: Progress, kata: str) -> str:
     return _list(f"{title}   {len(done)} of {len(states)} done   ", done).rstrip()
 
 
+def _count(number: int) -> str:
+    return f"{number} spec{'s' if number != 1 else ''}"
+
+
 def _list(start: str, names: list[str]) -> str:
     """Names behind a label, as many as fit one line; the last word says how many more there are."""
     text = start + " ".join(names)
@@ -389,13 +407,13 @@ class Screen(TerminalReporter):
         notes = []
         reasons = [f.lines[0].removeprefix("Skipped: ") for f in progress.findings if f.state == "skipped"]
         for reason in dict.fromkeys(reasons):
-            notes.append(f"{reasons.count(reason)} specs skipped: {reason}")
+            notes.append(f"{_count(reasons.count(reason))} skipped: {reason}")
         if progress.deselected:
-            notes.append(f"{progress.deselected} specs were not selected")
+            notes.append(f"{_count(progress.deselected)} not selected")
         return notes
 
     def failure(self, kata: str, finding: Finding, single: bool) -> list[str]:
-        progress, number = self.progress, kata.split("_")[0]
+        progress = self.progress
         if finding.state == "unreadable":
             return [*_wrap(finding.title, 0), *finding.lines]
         rungs = int(self.config.option.hint or 0)
@@ -406,9 +424,9 @@ class Screen(TerminalReporter):
             states = progress.states(kata)
             rest = {
                 state: [n for n, s in states.items() if s == state and n != finding.function]
-                for state in ("failed", "not started", "not run")
+                for state in ("failed", "not started")
             }
-            label = {"failed": "failing: ", "not started": "not started: ", "not run": "not run: "}
+            label = {"failed": "failing: ", "not started": "not started: "}
             parts.append(("rest", ""))
             parts += [
                 ("more", line)
@@ -424,7 +442,7 @@ class Screen(TerminalReporter):
         number = kata.split("_")[0]
         passed = sum(f.state == "passed" for f in self.progress.findings)
         own = kata_of_name(kata)
-        lines = [f"all {passed} specs passed"]
+        lines = [f"all {_count(passed)} passed"]
         if self.progress.deselected or "not run" in self.progress.states(kata).values():
             return lines
         stub, reference = own.stub, ROOT / "reference" / kata / own.stub.name

@@ -1,5 +1,6 @@
 """Samples and hypothesis strategies: shapes, sizes and tensors whose values repeat."""
 
+import gc
 import math
 
 import hypothesis
@@ -11,25 +12,25 @@ GENERATOR = torch.Generator().manual_seed(0)
 
 
 class _TorchRandom:
-    """Lets hypothesis rewind a torch generator between examples: without it they do not replay."""
+    """Lets hypothesis rewind torch's generators between examples: without it they do not replay."""
 
-    def __init__(self, generator: torch.Generator):
-        self.generator = generator
+    generators = (GENERATOR, torch.default_generator)
 
     def seed(self, seed: int) -> None:
-        self.generator.manual_seed(seed)
+        for generator in self.generators:
+            generator.manual_seed(seed)
 
-    def getstate(self) -> Tensor:
-        return self.generator.get_state()
+    def getstate(self) -> list[Tensor]:
+        return [generator.get_state() for generator in self.generators]
 
-    def setstate(self, state: Tensor) -> None:
-        self.generator.set_state(state)
+    def setstate(self, states: list[Tensor]) -> None:
+        for generator, state in zip(self.generators, states, strict=True):
+            generator.set_state(state)
 
 
-# hypothesis holds these weakly
-_RANDOM = [_TorchRandom(GENERATOR), _TorchRandom(torch.default_generator)]
-for _random in _RANDOM:
-    hypothesis.register_random(_random)
+gc.freeze()  # hypothesis looks through all objects for a reference to the one below, which it holds weakly itself
+_kept = [_TorchRandom()]
+hypothesis.register_random(_kept[0])
 
 
 def reseed(seed: int = 0) -> None:
