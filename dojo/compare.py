@@ -122,7 +122,7 @@ def refuses(error: type[BaseException] | tuple[type[BaseException], ...], mentio
         for part in mentions:
             if not re.search(rf"(?<![\w.]){re.escape(str(part))}(?![\w]|\.\d)", message):
                 raise Mismatch(
-                    f"expected the {type(raised).__name__} to name {part}, so that the reader sees which value is wrong",
+                    f"expected the {type(raised).__name__} to name {part}, so that the reader sees what is wrong",
                     f"its message is {message!r}",
                 ) from None
     except Exception as raised:

@@ -231,7 +231,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 @contextmanager
 def state_kept(draws: bool = False) -> Iterator[None]:
-    """The block leaves torch's global state as it was: default dtype and device, grad mode, and (unless it draws) RNG."""
+    """The block leaves torch's global state as it was: defaults, grad mode, and (unless it draws) the generator."""
     before = _global_state()
     yield
     after = _global_state()

@@ -1,4 +1,4 @@
-"""The pytest plugin: finds a kata by its number, runs its specs on the learner's file, and shows the learner's screen."""
+"""The pytest plugin: finds a kata by its number and runs its specs on the learner's file, within limits."""
 
 import gc
 import importlib.metadata
@@ -16,7 +16,6 @@ from dojo import report
 from dojo.loading import ROOT, Kata, LoadError, Recorder, kata_of, katas, load
 
 OLDEST_TORCH = (2, 9)
-TIME_LIMIT = 10  # seconds for one spec; right ones take milliseconds
 NEEDED = ("torch", "jaxtyping", "hypothesis", "pytest_timeout")
 
 gc.disable()  # a collection over torch's modules while they load costs a third of the whole start
@@ -62,16 +61,17 @@ def _take_back_swallowed_path(config):
 
 
 def _expand(argument: str, here: Path) -> str:
-    """`03`, `katas/3` or `katas/03::TestX` with the folder's real name; any other argument as it is."""
+    """`03`, `katas/3`, `katas/03/bench_views.py`, `katas/03::TestX` with real names; any other argument as it is."""
     path, colons, rest = argument.partition("::")
-    match = re.fullmatch(r"(?:.*/)?(\d{1,2})/?", path)
+    match = re.fullmatch(r"(?:.*/)?(\d{1,2})(?:/(.*))?", path)
     if not match or (here / path).exists():
         return _spec_of(argument, here)
-    number = match[1].zfill(2)
+    number, inside = match[1].zfill(2), match[2]
     known = katas()
     for kata in known:
         if kata.number == number:
-            return f"{kata.spec if colons else kata.folder}{colons}{rest}"
+            file = kata.folder / inside if inside else kata.spec if colons else kata.folder
+            return f"{file}{colons}{rest}"
     numbers = " ".join(kata.number for kata in known)
     raise pytest.UsageError(f"there is no kata {match[1]}; there are: {numbers}")
 
@@ -98,10 +98,13 @@ def _implementation(config) -> str | None:
     )
 
 
+def _benchmarks_asked(config) -> bool:
+    return config.getoption("benchmark_only", False) or config.getoption("benchmark_enable", False)
+
+
 def _switch_benchmarks_off(config):
     """pytest-benchmark refuses --benchmark-only beside --benchmark-disable, so this cannot stand in addopts."""
-    asked = config.getoption("benchmark_only", False) or config.getoption("benchmark_enable", False)
-    if hasattr(config.option, "benchmark_disable") and not asked:
+    if hasattr(config.option, "benchmark_disable") and not _benchmarks_asked(config):
         config.option.benchmark_disable = True
 
 
@@ -109,11 +112,11 @@ def _switch_benchmarks_off(config):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Benchmarks are collected when they are asked for, by an option or by name."""
-    if collection_path.name.startswith("bench_") and kata_of(collection_path):
+    """Specs or benchmarks: whatever was asked for, by an option or by name."""
+    if kata_of(collection_path) and collection_path.suffix == ".py":
         named = any(Path(argument.partition("::")[0]).name == collection_path.name for argument in config.args)
-        asked = config.getoption("benchmark_only", False) or config.getoption("benchmark_enable", False)
-        return None if named or asked else True
+        if not named and collection_path.name.startswith("bench_") != bool(_benchmarks_asked(config)):
+            return True
     return None
 
 
@@ -160,7 +163,7 @@ def pytest_collection_finish(session):
 
 
 class Hung(BaseException):
-    """A spec ran out of time. No Exception, so that neither hypothesis nor the learner's `except Exception` catches it."""
+    """A spec ran out of time. Not an Exception: neither hypothesis nor the learner's `except Exception` catches it."""
 
 
 class Left(BaseException):
@@ -258,6 +261,11 @@ def pytest_timeout_cancel_timer(item):
     return True
 
 
+def _time_limit(config) -> float:
+    """Seconds for one spec, and for loading the learner's file: pytest-timeout's option or the [pytest] setting."""
+    return float(config.getoption("timeout") or config.getini("timeout"))
+
+
 def _start_alarm(seconds: float, what):
     rings = 0
 
@@ -283,7 +291,7 @@ def _within_limit(module: KataModule, action):
     global _learners_file
     _learners_file = str(module.implementation)
     if hasattr(signal, "SIGALRM"):
-        _start_alarm(TIME_LIMIT, lambda: f"loading {module.kata.stub.name} did not end")
+        _start_alarm(_time_limit(module.config), lambda: f"loading {module.kata.stub.name} did not end")
     try:
         return action()
     except LoadError as error:

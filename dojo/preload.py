@@ -1,14 +1,24 @@
-"""What the warm process loads once, before it forks a run. No tensor operation may run here: torch would start threads."""
+"""What the warm process loads once, before it forks a run. No tensor operation may run here: it would start threads."""
 
 import gc
 import importlib
 import warnings
 
-MODULES = """
-torch torch.utils._python_dispatch torch.utils.backend_registration jaxtyping
-pytest _hypothesis_pytestplugin hypothesis.strategies hypothesis.internal.conjecture.engine
-pytest_timeout pytest_benchmark.plugin xdist.plugin xdist.looponfail unittest.mock
-""".split()
+MODULES = [
+    "torch",
+    "torch.utils._python_dispatch",
+    "torch.utils.backend_registration",
+    "jaxtyping",
+    "pytest",
+    "hypothesis.strategies",
+    "hypothesis.internal.conjecture.engine",
+    "_hypothesis_pytestplugin",
+    "pytest_timeout",
+    "pytest_benchmark.plugin",
+    "xdist.plugin",
+    "xdist.looponfail",
+    "unittest.mock",
+]
 
 gc.disable()
 with warnings.catch_warnings():

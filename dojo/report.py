@@ -233,7 +233,8 @@ def explain_load_error(error: LoadError) -> str:
     frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if frame.filename == str(error.path)]
     where = f"{path}:{frames[-1].lineno}" if frames else path
     text = next(iter(str(cause).splitlines()), "")
-    lines = [f"{where}: {type(cause).__name__}: {text}".rstrip(": ")]
+    name = "" if not isinstance(cause, (Exception, SystemExit)) else f"{type(cause).__name__}: "
+    lines = [f"{where}: {name}{text}".rstrip(": ")]
     if frames and frames[-1].line:
         lines += [f"    {frames[-1].line}", f"    {'^' * min(len(frames[-1].line), WIDTH - 4)}"]
     return "\n".join(lines)
@@ -320,6 +321,8 @@ def headline(progress: Progress, kata: str) -> str:
     if any(f.state == "unreadable" for f in progress.of(kata)):
         return f"{title}   cannot be loaded"
     states = progress.states(kata)
+    if not states:
+        return f"{title}   {sum(f.state == 'passed' for f in progress.of(kata))} benchmarks passed"
     done = [name for name, state in states.items() if state == "passed"]
     return _list(f"{title}   {len(done)} of {len(states)} done   ", done).rstrip()
 
@@ -443,12 +446,11 @@ class Screen(TerminalReporter):
         passed = sum(f.state == "passed" for f in self.progress.findings)
         own = kata_of_name(kata)
         lines = [f"all {_count(passed)} passed"]
-        if self.progress.deselected or "not run" in self.progress.states(kata).values():
+        if not self.progress.states(kata) or self.progress.deselected or "not run" in self.progress.states(kata).values():
             return lines
-        stub, reference = own.stub, ROOT / "reference" / kata / own.stub.name
         lines.append(f"  {'questions':<14}{short(own.folder / 'README.md')}")
         if not self.config.option.impl:
-            lines.append(f"  {'compare':<14}git diff --no-index {short(stub)} {short(reference)}")
+            lines.append(f"  {'compare with':<14}{short(ROOT / 'reference' / kata / own.stub.name)}")
         lines.append(f"  {'measure':<14}pytest katas/{number} --benchmark-only")
         following = [other for other in katas() if other.folder.name > kata]
         if following:

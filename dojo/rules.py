@@ -61,7 +61,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Rule:
-    """One function of a kata and which house rules are asked of it. What a flag switches off needs a reason beside it."""
+    """One function of a kata and the house rules that are asked of it; what a flag switches off needs a reason."""
 
     name: str
     make: Callable[[Samples], tuple]
@@ -179,8 +179,9 @@ def _generator(line: Rule, arguments: tuple) -> dict[str, torch.Generator]:
 def test_leaves_its_arguments_as_they_are(line: Rule, function: Callable):
     """The caller's tensors are the caller's: a function that writes into them changes results far away."""
     arguments = line.arguments()
-    kept = tuple(a for i, a in enumerate(arguments) if i not in line.writes)
-    with unchanged(*kept):
+    names = [f"`{name}`" for name in inspect.signature(function).parameters]
+    kept = {name: a for i, (name, a) in enumerate(zip(names, arguments, strict=False)) if i not in line.writes}
+    with unchanged(*kept.values(), names=tuple(kept)):
         function(*arguments, **_generator(line, arguments))
 
 
@@ -299,9 +300,9 @@ def test_gradients_are_right(line: Rule, function: Callable):
     arguments, leaves = _leaves(line.arguments(dtype=torch.float64))
     if not leaves:
         return
-    for number, out in enumerate(x for x in _call(line, function, arguments) if x.is_floating_point()):
+    for number, out in enumerate(floats_in(_call(line, function, arguments))):
         expect(out.requires_grad, "expected a result that gradients flow through, got one that does not require grad")
-        check_slope(lambda: floats_in(_call(line, function, arguments))[number], leaves)
+        check_slope(lambda number=number: floats_in(_call(line, function, arguments))[number], leaves)
 
 
 def check_slope(f: Callable[[], Tensor], leaves: list[Tensor], eps: float = 1e-6) -> None:

@@ -1,4 +1,4 @@
-"""Runs pytest in a process forked from one that has torch, pytest and hypothesis loaded: the verdict of a cold run, sooner.
+"""Runs pytest in a process forked from one that has torch, pytest and hypothesis loaded: a cold run's verdict, sooner.
 
 The standard library's forkserver is that process: single-threaded, clean, and started at the first run. Without fork
 (Windows) each run starts anew.

@@ -388,7 +388,7 @@ def patch_by_patch(images, size):
     """The patches, cut out one at a time."""
     _, _, h, w = images.shape
     corners = [(top, left) for top in range(0, h, size) for left in range(0, w, size)]
-    return torch.stack([images[:, :, t : t + size, l : l + size].reshape(len(images), -1) for t, l in corners], dim=1)
+    return torch.stack([images[:, :, i : i + size, j : j + size].flatten(1) for i, j in corners], dim=1)
 
 
 class TestPatchify:

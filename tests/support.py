@@ -1,0 +1,26 @@
+"""What the repository's own tests share: reference sources, solutions in folders, and runs of pytest on them."""
+
+from pathlib import Path
+
+from dojo import warm
+from dojo.loading import ROOT, Kata, katas
+
+KATAS = katas()
+
+
+def reference(kata: Kata) -> str:
+    """The source of a kata's reference solution."""
+    return (ROOT / "reference" / kata.folder.name / kata.stub.name).read_text()
+
+
+def save(folder: Path, kata: Kata, source: str) -> Path:
+    """Writes a solution where `--impl=folder` finds it."""
+    path = folder / kata.folder.name / kata.stub.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(source)
+    return path
+
+
+def run(*arguments: object, folder: Path = ROOT, timeout: float = 60) -> warm.Run:
+    """A warm run that writes nothing into the folder."""
+    return warm.run([*map(str, arguments), "-p", "no:cacheprovider"], folder, timeout)

@@ -1,0 +1,79 @@
+"""The README says what is there, and its commands do what it says."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from dojo.loading import ROOT, katas
+from tests.support import run
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_table_names_every_kata_and_no_other():
+    rows = re.findall(r"^\| \[(\d\d \w+)\]\((.*?)\) \|", README, re.M)
+    assert rows == [(kata.title, f"katas/{kata.folder.name}/README.md") for kata in katas()]
+
+
+def test_every_link_leads_somewhere():
+    for page in (ROOT / "README.md", *(kata.folder / "README.md" for kata in katas())):
+        for link in re.findall(r"\]\((?!https?:)(.*?)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def commands():
+    """Every pytest command in the table of commands, as written; its folder of solutions stands for any."""
+    section = README.split("## What to type")[1].split("## ")[0]
+    found = re.findall(r"^\| `(.*?)`", section, re.M)
+    assert len(found) > 5
+    return found
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_of_the_table_runs_as_written(command, house):
+    arguments = shlex.split(command)
+    assert arguments[0] == "pytest"
+    ended = run(*arguments[1:], folder=house, timeout=120)
+    assert ended.exit_code in (0, 1), ended.output
+    assert "no specs were run" not in ended.output
+
+
+@pytest.mark.parametrize("command", re.findall(r"^python -m dojo \w+|`(python -m dojo \w+)`", README, re.M))
+def test_a_command_of_dojo_runs_as_written(command, house):
+    program, *arguments = shlex.split(command)
+    environment = {**os.environ, "PYTHONPATH": str(house)}
+    assert program == "python"
+    subprocess.run([sys.executable, *arguments], cwd=house, env=environment, check=True, timeout=60)
+
+
+def test_the_first_screen_is_the_one_that_is_shown(house):
+    shown = re.search(r"prints what to do first:\n\n```\n(.*?)```", README, re.S)[1]
+    from dojo import stubs
+
+    stubs.write(house)
+    seen = run("katas/01", folder=house).output
+
+    def plain(text):
+        return re.sub(r"\.py:\d+", ".py:N", text)
+
+    assert plain(seen).startswith(plain(shown))
+
+
+def test_the_ci_script_calls_the_readmes_test_command():
+    assert re.search(r"^pip install tox && tox$", README, re.M)
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "pip install --quiet tox && tox" in script
+    assert "unset PYTHONDONTWRITEBYTECODE" in script
+
+
+def test_no_file_names_a_machines_path_or_a_registrys_host():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    forbidden = re.compile(r"/(?:home|root|Users)/\w|https?://(?:\w+\.)*(?:pypi|pythonhosted|anaconda)\.")
+    for name in listed.split():
+        text = (ROOT / name).read_text()
+        if name != "tests/test_readme.py":
+            assert not forbidden.search(text), name
