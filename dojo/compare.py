@@ -111,11 +111,12 @@ def refuses(error: type[BaseException] | tuple[type[BaseException], ...], mentio
     """The block must raise `error`, and the message must hold each of `mentions` (numbers: as whole numbers).
 
     NotImplementedError passes through: an unwritten function refuses nothing, though it is a RuntimeError to Python.
+    So does a Mismatch, which is another finding.
     """
     names = " or ".join(e.__name__ for e in (error if isinstance(error, tuple) else (error,)))
     try:
         yield
-    except NotImplementedError:
+    except (NotImplementedError, Mismatch):
         raise
     except error as raised:
         message = str(raised)

@@ -62,13 +62,19 @@ class refuse(TorchFunctionMode):
         super().__init__()
         self.names = {sibling for name in names for sibling in (name, *SIBLINGS.get(name, ()))}
         self.by = by
+        self.seen: Refused | None = None
         self._verdicts: dict[str, bool] = {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name = getattr(func, "__name__", "")
-        if self.matches(name) and self.counts(sys._getframe(1)):
-            raise Refused(canonical(name))
+        self.check(name, sys._getframe(1))
         return func(*args, **(kwargs or {}))
+
+    def check(self, name: str, frame: FrameType) -> None:
+        """Raises Refused if the call that `frame` makes of the operation counts."""
+        if self.matches(name) and self.counts(frame):
+            self.seen = Refused(canonical(name))
+            raise self.seen
 
     def matches(self, name: str) -> bool:
         """Whether the name spells a refused operation, or a part of its implementation (`batch_norm_backward`)."""
@@ -94,7 +100,9 @@ class refuse(TorchFunctionMode):
 
     def __exit__(self, *exc):
         _active.remove(self)
-        return super().__exit__(*exc)
+        super().__exit__(*exc)
+        if self.seen and exc[0] is None:  # the code caught it and went on
+            raise self.seen
 
 
 _active: list[refuse] = []
@@ -109,8 +117,7 @@ def trap(owner: object, attribute: str, name: str) -> None:
     @functools.wraps(function)
     def trapped(*args, **kwargs):
         for mode in _active:
-            if mode.matches(name) and mode.counts(sys._getframe(1)):
-                raise Refused(name)
+            mode.check(name, sys._getframe(1))
         return function(*args, **kwargs)
 
     trapped._trapped = True

@@ -35,6 +35,7 @@ class Finding:
     why: str = ""
     code: str = ""  # file:line in the learner's code
     spec: str = ""  # file:line of the spec
+    printed: list[str] = field(default_factory=list)  # the last lines that the learner's code printed
     repeat: str = ""  # the option that repeats a hypothesis example
 
 
@@ -84,6 +85,7 @@ def add_finding(report: pytest.TestReport, item: pytest.Item, call: pytest.CallI
         else:
             report.outcome = "failed"  # a skip that the learner's own code raised is no pass
             _explain(finding, item, module, call.excinfo.value, frames, learner)
+            finding.printed = [line for line in report.capstdout.splitlines() if line.strip()][-3:]
             if text:
                 report.longrepr = "\n".join(_block(finding, hint=False))
     if call.when == "call" or finding.state != "passed":
@@ -114,7 +116,7 @@ def _explain(finding: Finding, item, module, error: BaseException, frames, learn
     if isinstance(error, NotImplementedError) and not error.args and learner and frames[-1] is learner[-1]:
         finding.state = "not started"
         finding.lines = [" ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())]
-        if frames[-1].name not in (finding.function, "__init__", "forward", "backward"):
+        if frames[-1].name in finding.names and frames[-1].name != finding.function:
             finding.lines = [f"it calls {frames[-1].name}, which is not written yet"]
         return
     if isinstance(error, AttributeError) and error.obj is module.recorder.module and error.name in module.names:
@@ -192,6 +194,7 @@ def _parts(finding: Finding, hint: bool = True) -> list[tuple[str, str]]:
         parts += [("head", line) for line in _wrap(f"{finding.function}: {finding.title}", 0)]
         parts += [("call", f"  {line}") for text in finding.call for line in _wrap(text)[:2]]
         parts += [("text", f"  {line}") for text in finding.lines for line in _wrap(text)[:3]]
+        parts += [("text", f"  {'printed':<14}{line}"[:WIDTH]) for line in finding.printed]
         parts += [("why", f"  {line}") for line in _wrap(finding.why)]
         if finding.code:
             parts.append(("code", f"  {'your code':<14}{finding.code}"))
@@ -446,7 +449,11 @@ class Screen(TerminalReporter):
         passed = sum(f.state == "passed" for f in self.progress.findings)
         own = kata_of_name(kata)
         lines = [f"all {_count(passed)} passed"]
-        if not self.progress.states(kata) or self.progress.deselected or "not run" in self.progress.states(kata).values():
+        if (
+            not self.progress.states(kata)
+            or self.progress.deselected
+            or "not run" in self.progress.states(kata).values()
+        ):
             return lines
         lines.append(f"  {'questions':<14}{short(own.folder / 'README.md')}")
         if not self.config.option.impl:

@@ -14,7 +14,7 @@ import copy
 import inspect
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
 
@@ -80,7 +80,7 @@ class Rule:
     vectorised: bool = True  # R7
     empty: bool = True  # R9: s.n may be 0
     random: bool = False  # R12: takes `generator`
-    module: dict[str, object] | None = field(default=None)  # R11: {"shows": (...)}: settings that repr must show
+    module: dict[str, tuple] | None = None  # R11: "shows": settings that repr must show, "state": keys of state_dict
 
     def function(self, learner: ModuleType) -> Callable:
         return (self.build or (lambda module: getattr(module, self.name)))(learner)
@@ -161,7 +161,13 @@ def _leaves(arguments: tuple) -> tuple[tuple, list[Tensor]]:
 
 
 def _call(line: Rule, function: Callable, arguments: tuple) -> list[Tensor]:
-    """The tensors that the call returns; what is written to must not be a leaf that requires grad."""
+    """The tensors that the call returns; what is written to must not be a leaf that requires grad.
+
+    A module is called as a copy of itself that has the dtype and the device of the arguments.
+    """
+    if isinstance(function, nn.Module):
+        for x in floats_in(arguments)[:1]:
+            function = copy.deepcopy(function).to(x.device, x.dtype)
     arguments = tuple(a * 1 if i in line.writes and a.requires_grad else a for i, a in enumerate(arguments))
     return tensors_in(function(*arguments, **_generator(line, arguments)))
 
@@ -400,31 +406,39 @@ def test_has_memory_of_its_own(line: Rule, function: Callable):
 def test_is_a_well_behaved_module(line: Rule, function: nn.Module):
     """state_dict, copies, pickles and moves are what makes a module usable by code that never saw it."""
     arguments = line.arguments()
-    function.eval()
-    wanted = _call(line, function, arguments)
+    wanted = _call(line, function.eval(), arguments)
     text = repr(function)
     for setting in line.module.get("shows", ()):
         expect(str(setting) in text, f"expected repr to show the setting {setting}, got {text!r}")
+    if "state" in line.module:
+        keys, found = sorted(line.module["state"]), sorted(function.state_dict())
+        expect(found == keys, f"expected state_dict to hold {keys}, it holds {found}")
+    plain = [name for module in function.modules() for name, value in vars(module).items() if isinstance(value, Tensor)]
+    expect(not plain, f"expected every tensor to be a registered parameter or buffer, {', '.join(plain)} is neither")
+    loaded = copy.deepcopy(function)
+    with torch.no_grad():
+        for x in loaded.state_dict().values():
+            x.zero_()
+    loaded.load_state_dict(function.state_dict())
     copies = {
         "a deep copy": copy.deepcopy(function),
         "a pickled copy": pickle.loads(pickle.dumps(function)),
+        "a module that loaded its state_dict": loaded,
     }
-    fresh = copy.deepcopy(function)
-    with torch.no_grad():
-        for x in fresh.state_dict().values():
-            x.zero_()
-    fresh.load_state_dict(function.state_dict())
-    copies["a module that loaded its state_dict"] = fresh
     for name, other in copies.items():
         for x, y in zip(_call(line, other.eval(), arguments), wanted, strict=True):
             assert_same(x, y.detach(), what=f"the result of {name}")
-    own = {id(x) for x in (*function.parameters(), *function.buffers())}
-    expect(
-        not any(id(x) in own for x in (*copies["a deep copy"].parameters(), *copies["a deep copy"].buffers())),
-        "expected a deep copy to have parameters of its own",
-    )
-    for x in _call(line, copy.deepcopy(function).double(), line.arguments(dtype=torch.float64)):
-        expect(x.dtype == torch.float64 or not x.is_floating_point(), "expected .double() to reach every parameter")
+    shared = {id(x) for x in function.state_dict(keep_vars=True).values()} & {
+        id(x) for x in copies["a deep copy"].state_dict(keep_vars=True).values()
+    }
+    expect(not shared, "expected a deep copy to have parameters of its own")
+    for dtype in (torch.float64, torch.float16):
+        moved = copy.deepcopy(function).to(dtype)
+        for x in moved.parameters():
+            expect(x.dtype == dtype, f"expected .to({_label(dtype)}) to reach every parameter")
+    for training in (True, False):
+        modes = {module.training for module in function.train(training).modules()}
+        expect(modes == {training}, "expected train() and eval() to reach every submodule")
 
 
 # R12 -----------------------------------------------------------------------------------------------------------------

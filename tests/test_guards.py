@@ -116,6 +116,14 @@ def test_only_calls_of_the_code_that_is_watched_count():
         X.softmax(-1)
 
 
+def test_catching_the_refusal_does_not_help():
+    with pytest.raises(Refused), refuse("softmax"):
+        try:
+            X.softmax(-1)
+        except Exception:
+            X.exp()
+
+
 @pytest.mark.parametrize(
     "write",
     [

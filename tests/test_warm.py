@@ -18,7 +18,7 @@ ENDS = {
     "keyboard interrupt": "    raise KeyboardInterrupt\n",
     "recursion": "    return center_crop(images, height, width)\n",
     "hang": "    while True: pass\n",
-    "hang that catches all": "    while True:\n        try:\n            while True: pass\n        except BaseException: pass\n",
+    "stubborn hang": "    while True:\n        try:\n            while 1: pass\n        except BaseException: pass\n",
 }
 
 

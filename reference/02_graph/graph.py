@@ -250,9 +250,7 @@ def gradients(
                 # Not in place: a node may hand the same tensor to several receivers.
                 edge = receiver, number
                 arrived[edge] = arrived[edge] + grad if edge in arrived else grad
-        return [
-            arrived[edge] if edge in arrived else torch.zeros_like(x) for edge, x in zip(wanted, inputs, strict=True)
-        ]
+    return [arrived[edge] if edge in arrived else torch.zeros_like(x) for edge, x in zip(wanted, inputs, strict=True)]
 
 
 def _receivers(node: Node) -> Iterator[Node]:
