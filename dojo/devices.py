@@ -72,7 +72,7 @@ def _run(func, args, kwargs):
         )
     device = kwargs.get("device")
     target = torch.device(device) if device is not None else SIM if sims else CPU
-    if device is not None:
+    if target.type == "sim" and device is not None:
         kwargs = {**kwargs, "device": CPU}
     out = func(*tree_map(_held, args), **tree_map(_held, kwargs))
     if func is aten.copy_.default:

@@ -38,6 +38,7 @@ def pytest_configure(config):
     if config.option.continue_on_collection_errors is False:
         config.option.continue_on_collection_errors = True  # a syntax error in one kata hides no other
     _switch_benchmarks_off(config)
+    os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(ROOT / ".pytest_cache" / "hypothesis"))
     os._exit = _guarded_exit
 
 
@@ -106,6 +107,8 @@ def _switch_benchmarks_off(config):
     """pytest-benchmark refuses --benchmark-only beside --benchmark-disable, so this cannot stand in addopts."""
     if hasattr(config.option, "benchmark_disable") and not _benchmarks_asked(config):
         config.option.benchmark_disable = True
+    if getattr(config.option, "benchmark_storage", "") == "file://./.benchmarks":
+        config.option.benchmark_storage = f"file://{ROOT / '.benchmarks'}"  # not in whatever folder one stands in
 
 
 # Collection ----------------------------------------------------------------------------------------------------------

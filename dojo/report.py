@@ -327,7 +327,9 @@ def headline(progress: Progress, kata: str) -> str:
     if not states:
         return f"{title}   {sum(f.state == 'passed' for f in progress.of(kata))} benchmarks passed"
     done = [name for name, state in states.items() if state == "passed"]
-    return _list(f"{title}   {len(done)} of {len(states)} done   ", done).rstrip()
+    left = sum(state == "not run" for state in states.values())
+    rest = f" ({left} not run)" if left else ""
+    return _list(f"{title}   {len(done)} of {len(states) - left} done{rest}   ", done).rstrip()
 
 
 def _count(number: int) -> str:

@@ -137,9 +137,11 @@ class TestResolveShape:
         with refuses(ValueError):
             views.resolve_shape(4, shape)
 
-    @pytest.mark.parametrize("numel, shape", [(6, (-2, 3)), (6, (-2, -3)), (6, (-3, -1, 2)), (0, (0, -4))])
-    def test_refuses_any_other_negative_size(self, numel, shape):
-        with refuses(ValueError, mentions=[min(shape)]):
+    @pytest.mark.parametrize(
+        "numel, shape, wrong", [(6, (-2, 3), [-2]), (6, (-2, -3), []), (6, (-3, -1, 2), [-3]), (0, (0, -4), [-4])]
+    )
+    def test_refuses_any_other_negative_size(self, numel, shape, wrong):
+        with refuses(ValueError, mentions=wrong):
             views.resolve_shape(numel, shape)
 
     @pytest.mark.parametrize(
@@ -477,7 +479,9 @@ class TestInterleave:
         a = sample(3)
         assert_same(views.interleave(a, a), a.repeat_interleave(2))
 
-    @pytest.mark.parametrize("other, numbers", [((4, 2), (3, 4)), ((3, 1), (2, 1)), ((3,), ()), ((1, 2), (3, 1))])
+    @pytest.mark.parametrize(
+        "other, numbers", [((4, 2), (3, 4)), ((3, 1), (2, 1)), ((3,), ()), ((1, 2), (3, 1)), ((3, 1, 2), ())]
+    )
     def test_refuses_different_shapes_and_broadcasts_nothing(self, other, numbers):
         with refuses(ValueError, mentions=numbers):
             views.interleave(sample(3, 2), sample(*other))
