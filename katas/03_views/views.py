@@ -133,8 +133,8 @@ def split_heads(x: Shaped[Tensor, "batch time dim"], heads: int) -> Shaped[Tenso
     >>> split_heads(torch.arange(8).view(1, 2, 4), heads=2).tolist()
     [[[[0, 1], [4, 5]], [[2, 3], [6, 7]]]]
 
-    Head 0 gets the first dim / heads features of every step, head 1 the next ones, and so on. Nothing is copied, whatever
-    the strides of x.
+    Head 0 gets the first dim / heads features of every step, head 1 the next ones, and so on. Nothing is copied,
+    whatever the strides of x.
 
     Raises ValueError, with both numbers, if dim is not divisible by heads; with the number if heads is less than 1.
     Raises ValueError, with the shape, if x does not have three dimensions.
@@ -186,8 +186,9 @@ def unpatchify(
     The number of channels c follows from the values in a patch, which are c*size*size; c may be 0. At most one copy is
     made, whatever the strides of patches.
 
-    Raises ValueError, with the numbers, if size, height or width is less than 1, if height or width is not divisible by
-    size, if height and width need another number of patches, or if the values in a patch are not divisible by size*size.
+    Raises ValueError, with the numbers, if size, height or width is less than 1, if height or width is not divisible
+    by size, if height and width need another number of patches, or if the values in a patch are not divisible by
+    size*size.
     Raises ValueError, with the shape, if patches does not have three dimensions.
     See: torch.Tensor.permute, https://docs.pytorch.org/docs/stable/generated/torch.permute.html
     """
