@@ -1,6 +1,7 @@
 """Each house rule accepts a function that keeps it and rejects one that breaks it."""
 
 import functools
+import pickle
 
 import pytest
 import torch
@@ -267,7 +268,7 @@ def test_a_well_behaved_module_is_accepted():
 
 @pytest.mark.parametrize("module", [Unregistered, Silent, Unpicklable, Forgetful])
 def test_a_module_that_breaks_the_rules_is_rejected(module):
-    with pytest.raises((Mismatch, AttributeError, __import__("pickle").PicklingError)):
+    with pytest.raises((Mismatch, AttributeError, pickle.PicklingError)):
         rules.test_is_a_well_behaved_module(line(module=MODULE), module())
 
 

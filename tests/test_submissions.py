@@ -25,7 +25,7 @@ def right():
             yield pytest.param(kata, folder, id=f"{kata.number}-{folder.name}")
 
 
-@pytest.mark.parametrize("kata, mistake", wrong())
+@pytest.mark.parametrize("kata, mistake", list(wrong()))
 def test_a_wrong_solution_is_rejected_by_the_specs_of_its_function(kata, mistake, tmp_path):
     source = reference(kata)
     assert source.count(mistake["find"]) == 1, "the text to replace must stand once in the reference"
@@ -35,7 +35,7 @@ def test_a_wrong_solution_is_rejected_by_the_specs_of_its_function(kata, mistake
     assert "cannot be loaded" not in ended.output, "a mistake that every kata's specs would see proves nothing"
 
 
-@pytest.mark.parametrize("kata, folder", right())
+@pytest.mark.parametrize("kata, folder", list(right()))
 def test_a_right_solution_is_accepted_whatever_its_style(kata, folder):
     ended = run(kata.command.split()[1], f"--impl={folder}")
     assert ended.exit_code == 0, ended.output
