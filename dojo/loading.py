@@ -77,8 +77,7 @@ class Call:
 
     function: str
     arguments: dict[str, object]
-    result: object = None
-    returned: bool = False
+    layer: object = None  # the nn.Module that was called, if it was one
 
 
 class LoadError(Exception):
@@ -106,20 +105,30 @@ class Recorder(ModuleType):
         return value
 
     def _recorded(self, function: FunctionType):
-        signature = inspect.signature(function)
-
         @functools.wraps(function)
         def recorded(*args, **kwargs):
-            try:
-                arguments = dict(signature.bind(*args, **kwargs).arguments)
-            except TypeError:  # the learner changed the signature: the call itself says so best
-                arguments = {}
-            self.last = call = Call(function.__name__, arguments)
-            call.result = function(*args, **kwargs)
-            call.returned = True
-            return call.result
+            self.last = Call(function.__name__, _named(function, args, kwargs))
+            return function(*args, **kwargs)
 
         return recorded
+
+    def watch_layers(self) -> None:
+        """Notes the calls of the module's own nn.Modules too, as `Linear(in_features=3)(x)`."""
+        from torch.nn.modules.module import register_module_forward_pre_hook
+
+        def note(layer, args):
+            if type(layer).__module__ == self.__name__:
+                self.last = Call(type(layer).__name__, _named(layer.forward, args, {}), layer)
+
+        register_module_forward_pre_hook(note)
+
+
+def _named(function, args: tuple, kwargs: dict) -> dict[str, object]:
+    """The arguments of a call by the names of its parameters."""
+    try:
+        return dict(inspect.signature(function).bind(*args, **kwargs).arguments)
+    except TypeError:  # the learner changed the signature: the call itself will say so best
+        return {}
 
 
 def load(path: Path, name: str) -> ModuleType:

@@ -151,6 +151,7 @@ class KataModule(pytest.Module):
         module = _within_limit(self, lambda: load(self.implementation, self.kata.name))
         spec = super()._getobj()
         self.recorder = spec.__dict__[self.kata.name] = Recorder(module)
+        self.recorder.watch_layers()
         self.names = [line.name for line in getattr(spec, "RULES", ())]
         rules.attach(spec, self.recorder)
         torch.set_num_threads(1)  # the tensors are small: more threads only wait for each other

@@ -168,11 +168,22 @@ def _call_lines(call, specs) -> list[str]:
             tensors.append(f"{name}: {describe(value)}")
         else:
             written.append(f"{name}={describe(value)}")
-    text = f"{call.function}({', '.join(written)})"
+    text = f"{_callee(call)}({', '.join(written)})"
     where = "   ".join(tensors)
     if len(text) + len(where) + 6 + 2 <= WIDTH:
         return [f"{text}      {where}".rstrip()]
     return [text, where]
+
+
+def _callee(call) -> str:
+    """The function's name, or the module with its settings where that is short."""
+    if call.layer is None:
+        return call.function
+    try:
+        text = repr(call.layer)
+    except Exception:  # the learner's own extra_repr
+        text = call.function
+    return text if len(text) <= 50 and "\n" not in text else f"{call.function}(...)"
 
 
 def _block(finding: Finding, hint: bool = True) -> list[str]:

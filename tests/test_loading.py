@@ -3,6 +3,8 @@
 import os
 
 import pytest
+import torch
+from torch import nn
 
 from dojo.loading import LoadError, Recorder, load
 from tests.support import run
@@ -34,8 +36,21 @@ def test_the_recorder_notes_calls_of_the_modules_own_functions_and_gives_the_res
     recorder = Recorder(module)
     assert recorder.f(1, y=2) == 3
     assert recorder.last.arguments == {"x": 1, "y": 2}
-    assert recorder.A is module.A
+    assert recorder.A is module.A  # classes stay what they are: pickle, isinstance and subclassing ask for it
     assert recorder.sqrt is module.sqrt
+
+
+def test_the_recorder_notes_calls_of_the_modules_own_layers_and_no_others(tmp_path):
+    path = tmp_path / "kata.py"
+    path.write_text("from torch import nn\nclass Half(nn.Module):\n    def forward(self, x): return x / 2\n")
+    recorder = Recorder(load(path, "kata"))
+    recorder.watch_layers()
+    nn.Identity()(torch.ones(1))
+    assert recorder.last is None
+    x = torch.ones(2)
+    recorder.Half()(x)
+    assert recorder.last.function == "Half"
+    assert recorder.last.arguments["x"] is x
 
 
 def test_an_edit_within_a_second_is_seen_by_the_next_run(house):
