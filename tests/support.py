@@ -1,5 +1,6 @@
 """What the repository's own tests share: reference sources, solutions in folders, and runs of pytest on them."""
 
+import os
 from pathlib import Path
 
 from dojo import warm
@@ -22,5 +23,6 @@ def save(folder: Path, kata: Kata, source: str) -> Path:
 
 
 def run(*arguments: object, folder: Path = ROOT, timeout: float = 60) -> warm.Run:
-    """A warm run that writes nothing into the folder."""
-    return warm.run([*map(str, arguments), "-p", "no:cacheprovider"], folder, timeout)
+    """A warm run that writes nothing into the folder, and does not know that a test of ours started it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return warm.run([*map(str, arguments), "-p", "no:cacheprovider"], folder, timeout, environment)
