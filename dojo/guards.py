@@ -34,7 +34,7 @@ SIBLINGS = {
     "unfold": ("im2col",),
 }  # fmt: skip
 
-PREFIXES = re.compile(r"^(_+|special_|linalg_|native_|cudnn_|miopen_|mkldnn_|aten::)+")
+PREFIXES = re.compile(r"^(_+|special_|linalg_|native_|fused_|cudnn_|miopen_|mkldnn_|aten::)+")
 
 
 class Refused(Mismatch):

@@ -115,6 +115,7 @@ def _explain(finding: Finding, item, module, error: BaseException, frames, learn
         finding.code = f"{short(module.implementation)}:{_line_of_class(function, module.implementation)}"
     if isinstance(error, NotImplementedError) and not error.args and learner and frames[-1] is learner[-1]:
         finding.state = "not started"
+        finding.function = finding.function if finding.names else frames[-1].name  # a benchmark has no class
         finding.lines = [" ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())]
         if frames[-1].name in finding.names and frames[-1].name != finding.function:
             finding.lines = [f"it calls {frames[-1].name}, which is not written yet"]
@@ -326,7 +327,7 @@ class Progress:
             for name, state in states.items():
                 if state == wanted:
                     return next(f for f in findings if f.function == name and f.state == wanted)
-        return next((f for f in findings if f.state == "failed"), None)
+        return next((f for f in findings if f.state in ("failed", "not started")), None)
 
 
 def headline(progress: Progress, kata: str) -> str:

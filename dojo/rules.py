@@ -111,7 +111,7 @@ def rule(name: str, make: Callable[[Samples], tuple], **flags) -> Rule:
 
 def same_name(class_name: str, function_name: str) -> bool:
     """Whether a spec class belongs to a public name: TestCenterCrop to center_crop, TestMLP to MLP."""
-    return class_name.removeprefix("Test").lower() == function_name.replace("_", "").lower()
+    return class_name.removeprefix("Test").replace("_", "").lower() == function_name.replace("_", "").lower()
 
 
 def attach(spec: ModuleType, learner: ModuleType) -> None:

@@ -115,7 +115,8 @@ def to_dot(root: Float[Tensor, "*dims"], names: Mapping[str, Float[Tensor, "..."
       its label is its name in `names`, a line break and its shape, written as a list; without a name the shape alone.
     - Edges point the way the data went: from the leaf's box to its AccumulateGrad node, and from a node that receives
       gradient to the node that passes it on. In `x * x` both factors are x: two edges or one, as you like.
-    - The node that made root, or the box of a root that is a leaf, is marked with peripheries=2, and no other is.
+    - The node that made root, or the box of a root that is a leaf, is marked, and no other is: here by peripheries=2,
+      but any attribute will do that nothing else in the drawing has.
     - Names belong to tensors by identity, not by value. Names of tensors that are no leaves of the graph are ignored;
       if one tensor has several names, any of them will do. Quotes, backslashes and newlines in a name are escaped, so
       that it is drawn as it is.
@@ -151,9 +152,9 @@ def gradients(
 
     Inputs are leaves or intermediate results, `output` itself too; the outputs of one node (say, of unbind) are told
     apart. The result has a gradient of the shape, dtype and device of each input, in their order, with zeros where an
-    input does not matter; the gradients have no graph of their own. `grad_output` is the gradient with respect to
-    `output`, of its shape; an output of one element may go without, which means 1. The graph stays usable, and `.grad`
-    of no tensor is touched. Mixed dtypes, hooks, custom Functions and in-place writes on views need not work.
+    input does not matter. `grad_output` is the gradient with respect to `output`, of its shape; an output of one
+    element may go without, which means 1. The graph stays usable, and `.grad` of no tensor is touched. Mixed dtypes,
+    hooks, custom Functions and in-place writes on views need not work.
 
     Raises ValueError if output or one of the inputs does not require grad (with that input's position), if grad_output
     is missing for an output that has not exactly one element (with its shape), or if its shape is not output's (with

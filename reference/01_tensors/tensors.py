@@ -177,8 +177,7 @@ def standardize(x: Float[Tensor, "*dims"], dim: int | tuple[int, ...], eps: floa
     Negative dimensions count from the end. Shape and dtype are those of `x`.
 
     It is precise far from 0: float32 values around 10,000 that differ by about 1 come out right to two decimals or
-    better. In float16 and bfloat16 it agrees with float32, also where the squares of the values do not fit the dtype
-    or where `eps` would vanish in it.
+    better.
 
     Raises TypeError if `x` holds integers.
     Refused: layer_norm, rms_norm, batch_norm, instance_norm, group_norm, and their modules.

@@ -23,7 +23,7 @@ def iterate_doubling(x: Float[Tensor, " n"], limit: float) -> Float[Tensor, " n"
 
     def long_enough(y: Tensor) -> bool:
         with torch.no_grad():
-            y = y.to("cpu", torch.float64)
+            y = y.double()
             scale = y.abs().max()
             return bool(scale.isinf() or scale * (y / scale).square().sum().sqrt() >= limit)
 
