@@ -39,6 +39,8 @@ def describe(value: object, width: int = 40) -> str:
     if isinstance(value, (list, tuple)) and any(isinstance(part, Tensor) for part in value):
         inside = ", ".join(describe(part) for part in value)
         text = f"[{inside}]" if isinstance(value, list) else f"({inside})"
+    elif isinstance(value, dict) and any(isinstance(part, Tensor) for part in value.values()):
+        text = "{" + ", ".join(f"{key!r}: {describe(part)}" for key, part in value.items()) + "}"
     else:
         text = repr(value)
     return text if len(text) <= width else f"{text[: width - 1]}…"

@@ -145,7 +145,7 @@ def _error_lines(error: BaseException, learner, frames) -> list[str]:
         return getattr(error, "lines", None) or [str(error)]
     if isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    text = [part for part in str(error).splitlines() if part.strip()]
+    text = [part for part in str(error).splitlines() if part.strip() and " at 0x" not in part]
     if isinstance(error, AssertionError) and not (learner and frames[-1] is learner[-1]):
         return text[:4] or ["the spec's assertion does not hold"]
     lines = [f"{type(error).__name__}: {text[0]}" if text else type(error).__name__]

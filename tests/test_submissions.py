@@ -45,5 +45,5 @@ def test_a_right_solution_is_accepted_whatever_its_style(kata, folder):
 def test_every_kata_has_enough_submissions(kata):
     listed = tomllib.loads((SUBMISSIONS / kata.folder.name / "wrong.toml").read_text())["wrong"]
     assert len(listed) >= 25
-    assert len({mistake["what"] for mistake in listed}) == len(listed)
+    assert len({(mistake["caught_by"], mistake["what"]) for mistake in listed}) == len(listed)
     assert len(list((SUBMISSIONS / kata.folder.name / "right").iterdir())) >= 2

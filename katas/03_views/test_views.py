@@ -14,6 +14,10 @@ from dojo.rules import rule
 from dojo.strategies import sample, shapes, sizes, strided
 
 
+# For another number of dimensions torch's own error is as good as ours, silence is not.
+LOUD = (ValueError, RuntimeError, IndexError, TypeError)
+
+
 def layouts(*shape):
     """One tensor of the shape in each layout: its own memory, transposed, sliced from an offset, expanded."""
     return [sample(*shape), *(strided(sample(*shape), layout) for layout in ("transposed", "sliced", "expanded"))]
@@ -180,6 +184,14 @@ class TestTryView:
         found = views.try_view(x, (2, 2, 3))
         assert_same(found, x.reshape(2, 2, 3))
 
+    @pytest.mark.parametrize("shape", [(4, 1, 3), (2, 2, 3), (-1, 3)])
+    def test_an_expanded_dimension_can_be_split_too(self, shape):
+        x = torch.arange(3).expand(4, 3)
+        found = views.try_view(x, shape)
+        expect(found is not None, f"expected a view: a step of 0 can be taken twice, got None for shape {shape}")
+        assert_same(found, x.reshape(shape))
+        expect(shares_memory(found, x), "expected a view of x's memory, got a copy")
+
     def test_writes_show_in_the_input(self):
         x = torch.zeros(2, 6)
         views.try_view(x, [3, -1])[1, 2] = 7.0
@@ -241,6 +253,10 @@ class TestCenterCrop:
         with refuses(ValueError, mentions=[wrong]):
             views.center_crop(sample(2, 5, 7), height, width)
 
+    def test_refuses_what_has_too_few_dimensions(self):
+        with refuses(LOUD):
+            views.center_crop(sample(5), 3, 3)
+
 
 class TestSlidingWindows:
     @given(batch=shapes(max_dims=2), n=st.integers(1, 9), data=st.data(), step=st.integers(1, 4))
@@ -297,6 +313,10 @@ class TestSlidingWindows:
         with refuses(ValueError, mentions=[1, 0]):
             views.sliding_windows(torch.zeros(3, 0), 1)
 
+    def test_refuses_what_has_too_few_dimensions(self):
+        with refuses(LOUD):
+            views.sliding_windows(torch.tensor(1.0), 1)
+
 
 class TestDiagonal:
     @given(batch=shapes(max_dims=2), n=st.integers(0, 5))
@@ -325,6 +345,10 @@ class TestDiagonal:
     def test_refuses_matrices_that_are_not_square(self, shape):
         with refuses(ValueError, mentions=shape[-2:]):
             views.diagonal(sample(*shape))
+
+    def test_refuses_what_has_too_few_dimensions(self):
+        with refuses(LOUD):
+            views.diagonal(sample(3))
 
 
 class TestSplitHeads:
@@ -420,6 +444,10 @@ class TestPatchify:
         with refuses(ValueError, mentions=[size]):
             views.patchify(sample(2, 3, 6, 8), size)
 
+    def test_refuses_what_has_too_few_dimensions(self):
+        with refuses(LOUD):
+            views.patchify(sample(3, 4, 6), 2)
+
 
 class TestUnpatchify:
     @given(b=st.integers(1, 3), c=st.integers(1, 3), rows=st.integers(1, 3), columns=st.integers(1, 4), size=sizes)
@@ -444,6 +472,11 @@ class TestUnpatchify:
         with refuses(ValueError, mentions=[wrong]):
             views.unpatchify(sample(2, 6, 12), 2, height, width)
 
+    @pytest.mark.parametrize("patches, height, width, wrong", [(6, -4, -6, []), (0, 0, 6, [0]), (0, 4, 0, [0])])
+    def test_refuses_sizes_below_one_also_where_their_product_fits(self, patches, height, width, wrong):
+        with refuses(ValueError, mentions=wrong):
+            views.unpatchify(torch.zeros(2, patches, 12), 2, height, width)
+
     def test_refuses_another_number_of_patches_than_the_image_has(self):
         for height, width in ((6, 6), (2, 6), (4, 4)):
             with refuses(ValueError, mentions=[6]):
@@ -457,6 +490,10 @@ class TestUnpatchify:
     def test_refuses_patches_smaller_than_one(self, size):
         with refuses(ValueError, mentions=[size]):
             views.unpatchify(sample(2, 6, 12), size, 4, 6)
+
+    def test_refuses_what_has_too_few_dimensions(self):
+        with refuses(LOUD):
+            views.unpatchify(sample(6, 12), 2, 4, 6)
 
 
 class TestInterleave:
@@ -487,6 +524,10 @@ class TestInterleave:
             views.interleave(sample(3, 2), sample(*other))
         with refuses(ValueError, mentions=numbers):
             views.interleave(sample(*other), sample(3, 2))
+
+    def test_refuses_what_has_too_few_dimensions(self):
+        with refuses(LOUD):
+            views.interleave(torch.tensor(1.0), torch.tensor(2.0))
 
 
 # The house rules, for every function: `s` makes a sample in the dtype, on the device and with the number of rows `s.n`
