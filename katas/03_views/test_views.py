@@ -13,7 +13,6 @@ from dojo.guards import count_ops, shares_memory
 from dojo.rules import rule
 from dojo.strategies import sample, shapes, sizes, strided
 
-
 # For another number of dimensions torch's own error is as good as ours, silence is not.
 LOUD = (ValueError, RuntimeError, IndexError, TypeError)
 
