@@ -5,4 +5,4 @@ import sys
 if sys.version_info < (3, 11):
     sys.exit(f"torch-katas needs Python 3.11 or later, this is {sys.version.split()[0]}")
 
-pytest_plugins = ["dojo.report", "dojo.plugin"]
+pytest_plugins = ["dojo.plugin", "dojo.report"]

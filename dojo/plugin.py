@@ -5,14 +5,13 @@ import importlib.metadata
 import importlib.util
 import os
 import re
-import signal
-import sys
 from functools import cached_property
 from pathlib import Path
 
 import pytest
 
-from dojo import report
+from dojo import findings
+from dojo.limits import HAS_ALARM, Hung, start_alarm, stays, stop_alarm
 from dojo.loading import ROOT, Kata, LoadError, Recorder, kata_of, katas, load
 
 OLDEST_TORCH = (2, 9)
@@ -39,7 +38,6 @@ def pytest_configure(config):
         config.option.continue_on_collection_errors = True  # a syntax error in one kata hides no other
     _switch_benchmarks_off(config)
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(ROOT / ".pytest_cache" / "hypothesis"))
-    os._exit = _guarded_exit
 
 
 def _check_installation():
@@ -148,14 +146,31 @@ class KataModule(pytest.Module):
 
         strategies.use_profile()
         guards.set_traps()
-        module = _within_limit(self, lambda: load(self.implementation, self.kata.name))
+        module = self._load()
         spec = super()._getobj()
         self.recorder = spec.__dict__[self.kata.name] = Recorder(module)
         self.recorder.watch_layers()
         self.names = [line.name for line in getattr(spec, "RULES", ())]
+        self.unwritten: set[str] = set()
+        self.hung: set[str] = set()
         rules.attach(spec, self.recorder)
         torch.set_num_threads(1)  # the tensors are small: more threads only wait for each other
         return spec
+
+    def _load(self):
+        """The learner's module, loaded within the time of one spec; what goes wrong is kept for the report."""
+        limit = float(self.config.getoption("timeout") or self.config.getini("timeout"))
+        if HAS_ALARM:
+            start_alarm(limit, lambda: f"loading {self.kata.stub.name} did not end")
+        try:
+            with stays(str(self.implementation)):
+                return load(self.implementation, self.kata.name)
+        except LoadError as error:
+            self.load_error = error
+            raise self.CollectError(str(error)) from error
+        finally:
+            if HAS_ALARM:
+                stop_alarm()
 
 
 def pytest_collection_finish(session):
@@ -166,27 +181,6 @@ def pytest_collection_finish(session):
 # Running -------------------------------------------------------------------------------------------------------------
 
 
-class Hung(BaseException):
-    """A spec ran out of time. Not an Exception: neither hypothesis nor the learner's `except Exception` catches it."""
-
-
-class Left(BaseException):
-    """The learner's code tried to end the process."""
-
-
-_real_exit = os._exit
-
-
-def _guarded_exit(status: int = 0):
-    """os._exit from the learner's file would end the run with any exit code it likes and nothing said."""
-    if _learners_file and sys._getframe(1).f_code.co_filename == _learners_file:
-        raise Left(f"os._exit({status}) was called")
-    _real_exit(status)
-
-
-_learners_file: str | None = None
-
-
 def _kata_module(item) -> KataModule | None:
     return item.getparent(KataModule)
 
@@ -194,43 +188,42 @@ def _kata_module(item) -> KataModule | None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     """The refused operations of the function are watched for as long as the spec runs."""
-    global _learners_file
     module = _kata_module(item)
     if module is None:
         return (yield)
     from dojo import guards, strategies
 
-    function = report.function_of(item)
-    if function in _hung:
+    function = findings.function_of(item)
+    if function in module.hung:
         raise Hung(f"not run: an earlier spec of {function} did not end")
-    strategies.use_profile("once" if function in _unwritten else "katas")
+    strategies.use_profile("once" if function in module.unwritten else "katas")
     strategies.reseed()
     module.recorder.last = None
     line = getattr(item.cls, "rule", None)
     learner, spec = str(module.implementation), str(item.path)
-    _learners_file = learner
 
     def by_learner(frame):
         file = frame.f_code.co_filename
         return True if file == learner else False if file == spec else None
 
-    with guards.refuse(*(line.refused if line else ()), by=by_learner):
+    with stays(learner), guards.refuse(*(line.refused if line else ()), by=by_learner):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    if _kata_module(item) is None:
+    module = _kata_module(item)
+    if module is None:
         return (yield)
     text_instead = item.config.option.tbstyle == "auto"
     if text_instead:
         item.repr_failure = lambda excinfo: ""  # rendering a traceback takes longer than the spec
     result = yield
-    finding = report.add_finding(result, item, call, text_instead)
+    finding = findings.add_finding(result, item, module, call, text_instead)
     if finding.state == "not started":
-        _unwritten.add(finding.function)
+        module.unwritten.add(finding.function)
     if call.excinfo and isinstance(call.excinfo.value, Hung):
-        _hung.add(finding.function)
+        module.hung.add(finding.function)
     return result
 
 
@@ -239,71 +232,26 @@ def pytest_make_collect_report(collector):
     result = yield
     error = getattr(collector, "load_error", None)
     if error is not None:
-        result.longrepr = report.explain_load_error(error)
-        result.dojo = report.unreadable(collector.kata, error)
+        result.longrepr = findings.explain_load_error(error)
+        result.dojo = findings.unreadable(collector.kata, error)
     return result
-
-
-_unwritten: set[str] = set()
-_hung: set[str] = set()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_timeout_set_timer(item, settings):
     """pytest-timeout's own alarm is an exception that hypothesis takes for a failing example and runs again."""
-    if not hasattr(signal, "SIGALRM") or not settings.timeout or settings.timeout <= 0:
+    if not HAS_ALARM or not settings.timeout or settings.timeout <= 0:
         return None
-    _start_alarm(settings.timeout, lambda: f"{report.function_of(item)} did not end")
+    start_alarm(settings.timeout, lambda: f"{findings.function_of(item)} did not end")
     return True
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_timeout_cancel_timer(item):
-    if not hasattr(signal, "SIGALRM"):
+    if not HAS_ALARM:
         return None
-    _stop_alarm()
+    stop_alarm()
     return True
-
-
-def _time_limit(config) -> float:
-    """Seconds for one spec, and for loading the learner's file: pytest-timeout's option or the [pytest] setting."""
-    return float(config.getoption("timeout") or config.getini("timeout"))
-
-
-def _start_alarm(seconds: float, what):
-    rings = 0
-
-    def ring(number, frame):
-        nonlocal rings
-        rings += 1
-        if rings > 5:  # the learner's code catches everything, again and again
-            sys.__stderr__.write(f"\n{what()} within {seconds:g} s, and could not be interrupted\n")
-            sys.__stderr__.flush()
-            _real_exit(1)
-        raise Hung(f"did not end and was stopped after {seconds:g} s: a right solution takes milliseconds")
-
-    signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
-
-
-def _stop_alarm():
-    signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _within_limit(module: KataModule, action):
-    """Loading the learner's file, with the same limit as a spec; what goes wrong is kept for the report."""
-    global _learners_file
-    _learners_file = str(module.implementation)
-    if hasattr(signal, "SIGALRM"):
-        _start_alarm(_time_limit(module.config), lambda: f"loading {module.kata.stub.name} did not end")
-    try:
-        return action()
-    except LoadError as error:
-        module.load_error = error
-        raise module.CollectError(str(error)) from error
-    finally:
-        if hasattr(signal, "SIGALRM"):
-            _stop_alarm()
 
 
 # The end -------------------------------------------------------------------------------------------------------------
@@ -313,11 +261,10 @@ def _within_limit(module: KataModule, action):
 def pytest_sessionfinish(session, exitstatus):
     """0 only if each spec that was collected has passed: code that ends the run early must not look green."""
     if exitstatus == 0 and not hasattr(session.config, "workerinput") and session.testscollected:
-        ran = report.finished(session.config)
+        ran = findings.finished(session.config)
         if any(_kata_module(item) and item.nodeid not in ran for item in session.items):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_unconfigure(config):
     gc.freeze()  # the interpreter's last collection would look at every object of torch
-    os._exit = _real_exit
