@@ -33,7 +33,7 @@ def describe(value: object, width: int = 40) -> str:
         text = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
         if value.device.type != "cpu":
             text += f" on {value.device.type}"
-        if 0 < value.numel() <= 4 and value.ndim <= 1:
+        if value.device.type == "cpu" and 0 < value.numel() <= 4 and value.ndim <= 1:
             text += f" = {_number(value) if value.ndim == 0 else '[' + ', '.join(map(_number, value)) + ']'}"
         return text
     if isinstance(value, (list, tuple)) and any(isinstance(part, Tensor) for part in value):

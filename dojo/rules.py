@@ -185,9 +185,11 @@ def _generator(line: Rule, arguments: tuple) -> dict[str, torch.Generator]:
 def test_leaves_its_arguments_as_they_are(line: Rule, function: Callable):
     """The caller's tensors are the caller's: a function that writes into them changes results far away."""
     arguments = line.arguments()
-    names = [f"`{name}`" for name in inspect.signature(function).parameters]
-    kept = {name: a for i, (name, a) in enumerate(zip(names, arguments, strict=False)) if i not in line.writes}
-    with unchanged(*kept.values(), names=tuple(kept)):
+    parameters = inspect.signature(function).parameters.values()
+    names = [f"`{p.name}`" for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    names += [f"argument {i}" for i in range(len(names), len(arguments))]  # behind *args
+    kept = [(name, a) for i, (name, a) in enumerate(zip(names, arguments, strict=False)) if i not in line.writes]
+    with unchanged(*(a for _, a in kept), names=tuple(name for name, _ in kept)):
         function(*arguments, **_generator(line, arguments))
 
 

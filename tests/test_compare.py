@@ -87,5 +87,6 @@ def test_descriptions_are_short():
     assert describe(X) == "float32 [2, 3]"
     assert describe(torch.tensor([1, 2])) == "int64 [2] = [1, 2]"
     assert describe((X, 1)) == "(float32 [2, 3], 1)"
+    assert describe(torch.zeros(2, device="meta")) == "float32 [2] on meta"
     assert describe({"x": X}) == "{'x': float32 [2, 3]}"
     assert len(describe("x" * 500)) <= 40

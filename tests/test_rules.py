@@ -180,6 +180,15 @@ def test_a_function_that_keeps_the_rules_is_accepted(check, given):
     check(line(), right, **given)
 
 
+def test_an_argument_behind_a_star_is_watched_too():
+    def writes_to_the_second(*tensors):
+        tensors[1].add_(1)
+
+    two = rule("f", lambda s: (s(3), s(4)))
+    with pytest.raises(Mismatch):
+        rules.test_leaves_its_arguments_as_they_are(two, writes_to_the_second)
+
+
 def test_views_are_accepted_as_views():
     rules.test_looks_at_the_memory_of_its_input(line(is_view=True), lambda x: x[:, 1:])
 
