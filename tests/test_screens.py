@@ -6,22 +6,23 @@ from pathlib import Path
 
 import pytest
 
+from dojo import stubs
 from dojo.loading import Kata
 from tests.support import reference, run
 
 SCREENS = Path(__file__).parent / "screens"
-VIEWS = "katas/03_views"
 
 
 @dataclass
 class Scene:
-    """One state of kata 03's stub, and the command that is typed."""
+    """One state of a kata's stub, and the command that is typed."""
 
     name: str
     edits: dict[str, str] = field(default_factory=dict)  # of the reference; none and no start: the untouched stub
     start: str = "reference"
     command: tuple[str, ...] = ("katas/03",)
     exit_code: int = 1
+    kata: str = "03_views"
 
 
 CROP = "    top, left = (h - height) // 2, (w - width) // 2\n"
@@ -51,6 +52,9 @@ SCENES = [
     Scene("hard-exit", {CROP: CROP + "    import os\n\n    os._exit(0)\n"}),
     Scene("quiet-exit", {CROP: CROP + "    import pytest\n\n    pytest.exit('done', 0)\n"}),
     Scene("skipped-by-the-learner", {CROP: CROP + "    import pytest\n\n    pytest.skip('later')\n"}),
+    Scene("wrong-layer", {"y = x @ self.weight.T": "y = 2 * x @ self.weight.T"}, command=("katas/05",),
+          kata="05_modules"),
+    Scene("wrong-backward", {"return grad * 2 * x": "return 2 * x"}, command=("katas/04",), kata="04_gradients"),
     Scene("several-katas", start="stub", command=("katas",)),
     Scene("selected", command=("katas/03", "-k", "crop"), exit_code=0),
     Scene("all-green", exit_code=0),
@@ -58,15 +62,13 @@ SCENES = [
 
 
 def write(scene: Scene, house: Path) -> None:
-    """Puts the state of the scene into the stub of kata 03."""
-    kata = Kata(house / VIEWS)
-    solution, stub = reference(kata), (house / VIEWS / "derived.txt")
-    if not stub.exists():
-        stub.write_text(kata.stub.read_text())
-    text = stub.read_text() if scene.start == "stub" else solution
+    """Puts the state of the scene into its stub, and every other stub back."""
+    stubs.write(house)
+    kata = Kata(house / "katas" / scene.kata)
+    solution, stub = reference(kata), kata.stub.read_text()
+    text = stub if scene.start == "stub" else solution
     if scene.start == "three functions":
-        done = re.search(r"(?s)^.*?(?=^def try_view)", solution, re.M)[0]
-        text = done + stub.read_text()[stub.read_text().index("def try_view") :]
+        text = solution[: solution.index("def try_view")] + stub[stub.index("def try_view") :]
     for find, replace in scene.edits.items():
         assert text.count(find) == 1, find
         text = text.replace(find, replace)
