@@ -817,13 +817,6 @@ class TestMaskedSoftmax:
         found = masks.masked_softmax(sample(4, 5, dtype=torch.float64), STEPS).sum(-1)
         assert_same(found, torch.tensor([1.0, 1.0, 0.0, 1.0], dtype=torch.float64), rtol=1e-14, atol=1e-14)
 
-    @pytest.mark.parametrize("dtype", HALVES, ids=str)
-    def test_the_total_of_a_row_need_not_fit_half_precision(self, dtype):
-        """The largest float16 is 65,504: the sum of 70,000 ones is inf, and the row all 0."""
-        found = masks.masked_softmax(torch.zeros(70_000, dtype=dtype), torch.tensor([True]))
-        expect(found.dtype == dtype, f"expected {dtype}, got {found.dtype}")
-        assert_same(found.double().sum(), torch.tensor(1.0).double(), rtol=1e-2, atol=1e-2, what="the sum of the row")
-
     @pytest.mark.parametrize(
         "shape, dim", [((3, 0), -1), ((0, 4), -1), ((0, 4), 0), ((2, 0, 3), 1), ((2, 0, 3), -1), ((0,), 0)], ids=str
     )
@@ -862,11 +855,6 @@ class TestMaskedSoftmax:
     def test_refuses_a_mask_of_more_dimensions_than_the_scores(self, scores, valid):
         with refuses(ValueError):
             masks.masked_softmax(sample(*scores), torch.ones(valid, dtype=torch.bool))
-
-    def test_refuses_a_score_without_dimensions(self):
-        for valid in (torch.tensor(True), torch.tensor([True])):
-            with refuses(ValueError):
-                masks.masked_softmax(torch.tensor(2.0), valid)
 
     def test_takes_no_more_operations_for_more_places(self):
         counts = []
