@@ -160,14 +160,18 @@ def _leaves(arguments: tuple) -> tuple[tuple, list[Tensor]]:
     return tree_map(leaf, arguments), leaves
 
 
-def _call(line: Rule, function: Callable, arguments: tuple) -> list[Tensor]:
-    """The tensors that the call returns; what is written to must not be a leaf that requires grad.
-
-    A module is called as a copy of itself that has the dtype and the device of the arguments.
-    """
+def _fitted(function: Callable, arguments: tuple) -> Callable:
+    """The function; of a module a copy with the dtype and device of the arguments (itself, once it has been moved)."""
     if isinstance(function, nn.Module):
         for x in floats_in(arguments)[:1]:
-            function = copy.deepcopy(function).to(x.device, x.dtype)
+            moved = any(own.device.type != "cpu" for own in (*function.parameters(), *function.buffers()))
+            return function if moved else copy.deepcopy(function).to(x.device, x.dtype)
+    return function
+
+
+def _call(line: Rule, function: Callable, arguments: tuple) -> list[Tensor]:
+    """The tensors that the call returns; what is written to must not be a leaf that requires grad."""
+    function = _fitted(function, arguments)
     arguments = tuple(a * 1 if i in line.writes and a.requires_grad else a for i, a in enumerate(arguments))
     return tensors_in(function(*arguments, **_generator(line, arguments)))
 
@@ -268,6 +272,7 @@ def test_works_on_another_device(line: Rule, function: Callable, device: str):
     here = [x.detach() for x in _call(line, function, line.arguments())]
     with devices.on(device):
         arguments, leaves = _leaves(line.arguments(device=device))
+        function = _fitted(function, arguments)  # moved before strays count: it comes from the CPU
         with devices.no_strays():
             there = _call(line, function, arguments)
         for x, y in zip(there, here, strict=True):

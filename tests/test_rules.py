@@ -275,6 +275,10 @@ def test_a_well_behaved_module_is_accepted():
     rules.test_is_a_well_behaved_module(line(module=MODULE), Scale())
 
 
+def test_a_module_with_parameters_works_on_another_device():
+    rules.test_works_on_another_device(line(module=MODULE), Scale(), device="sim")
+
+
 @pytest.mark.parametrize("module", [Unregistered, Silent, Unpicklable, Forgetful])
 def test_a_module_that_breaks_the_rules_is_rejected(module):
     with pytest.raises((Mismatch, AttributeError, pickle.PicklingError)):

@@ -510,6 +510,9 @@ class Own(nn.Module):
         self.register_buffer("table", torch.zeros(11))
         self.part = nn.Sequential(nn.Linear(4, 3), nn.ModuleDict({"deep": nn.Linear(3, 2, bias=False)}))  # 15 + 6
 
+    def __repr__(self):
+        return "Own()"
+
 
 class TestCountParameters:
     @pytest.mark.parametrize("trainable_only", [False, True])
@@ -857,8 +860,8 @@ class Loader:
         return "Loader()"
 
     def __iter__(self):
-        self.read += 1
-        return iter(self.epochs[min(self.read, len(self.epochs)) - 1])
+        self.read += 1  # at the first batch that is asked for: whoever calls iter() only to look reads nothing
+        yield from self.epochs[min(self.read, len(self.epochs)) - 1]
 
 
 class Traced(torch.autograd.Function):
@@ -1012,6 +1015,7 @@ class TestFit:
     def test_graphs_of_earlier_batches_are_gone(self):
         """A loss that is kept as a tensor keeps the whole graph behind it: memory grows until the epoch ends."""
         model, alive = Line(), []
+        model.spy.forward = Traced.apply  # in the model: who keeps its outputs keeps the graph too
         Traced.tokens = []
 
         class Watching:
@@ -1020,10 +1024,7 @@ class TestFit:
                     alive.append(Traced.alive())
                     yield batch
 
-        def traced(outputs, targets):
-            return tilted(Traced.apply(outputs), targets)
-
-        history = modules.fit(model, traced, Descent((model.parameters(), 0.1)), Watching(), epochs=3)
+        history = modules.fit(model, tilted, Descent((model.parameters(), 0.1)), Watching(), epochs=3)
         expect(len(Traced.tokens) >= 15, f"expected a loss for each of the 15 batches, got {len(Traced.tokens)}")
         expect(max(alive) <= 1, f"expected no graph but the last when a batch is asked for, {max(alive)} were alive")
         gc.collect()
@@ -1185,6 +1186,7 @@ class TestEvaluate:
         modules.evaluate(model, watching, labelled(4, 2))
         expect(not any(seen), "expected outputs that do not require grad: nothing is trained here")
         assert model.scale.item() == 1 and model.scale.grad.item() == 3
+        expect(model.scale.requires_grad, "expected the parameters to require grad as before, one does not")
 
     @pytest.mark.parametrize("recording", [True, False])
     def test_leaves_grad_mode_as_it_was(self, recording):
