@@ -142,7 +142,7 @@ def gradients_of(outputs: Tensor, inputs: Sequence[Tensor], seed: int = 0) -> li
     generator = torch.Generator().manual_seed(seed)
     cotangent = torch.rand(outputs.shape, generator=generator, dtype=torch.float64) + 0.5
     total = (outputs * cotangent.to(outputs.device, outputs.dtype)).sum()
-    found = torch.autograd.grad(total, list(inputs), allow_unused=True)
+    found = torch.autograd.grad(total, list(inputs), allow_unused=True, retain_graph=True)  # results may share it
     return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
 
 

@@ -189,6 +189,10 @@ def test_an_argument_behind_a_star_is_watched_too():
         rules.test_leaves_its_arguments_as_they_are(two, writes_to_the_second)
 
 
+def test_several_results_may_share_one_graph():
+    rules.test_works_for_any_strides(line(), lambda x: list(torch.unbind(x.exp() * 2, 1)), layout="sliced")
+
+
 def test_views_are_accepted_as_views():
     rules.test_looks_at_the_memory_of_its_input(line(is_view=True), lambda x: x[:, 1:])
 

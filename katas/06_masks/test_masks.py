@@ -661,18 +661,6 @@ class TestMaskedMean:
         x = sample(4, 5, 3, dtype=torch.float64) * 1e-30
         assert_same(masks.masked_mean(x, STEPS), mean_by_hand(x, STEPS), rtol=1e-12, atol=0)
 
-    def test_the_sum_of_the_steps_need_not_fit_half_precision(self):
-        """The largest float16 is 65,504: two steps of 60,000 are too much for a sum, not for a mean."""
-        x = torch.tensor([60000.0, 50000.0, 64000.0, 9.0]).view(1, 4, 1).half()
-        found = masks.masked_mean(x, torch.tensor([[T, T, T, F]]))
-        assert_same(found, torch.tensor([[58000.0]]).half())
-
-    @pytest.mark.parametrize("dtype", HALVES, ids=str)
-    def test_the_number_of_steps_need_not_fit_half_precision(self, dtype):
-        x = torch.full((1, 70_001, 1), 0.5, dtype=dtype)
-        valid = torch.arange(70_001)[None] < 70_000
-        assert_same(masks.masked_mean(x, valid), torch.tensor([[0.5]], dtype=dtype))
-
     @pytest.mark.parametrize("shape", [(0, 3, 2), (2, 0, 3), (2, 3, 0), (0, 0, 2)], ids=str)
     def test_any_size_may_be_zero(self, shape):
         b, t, d = shape
@@ -990,21 +978,6 @@ class TestMaskedCrossEntropy:
             (gradient,) = torch.autograd.grad(found, logits)
             wanted = torch.tensor([[[0, 0, 0], [1, -1, 0], [0, 0.5, -0.5]]], dtype=dtype) / 3
             assert_same(gradient, wanted, what="the gradient")
-
-    @pytest.mark.parametrize("dtype", HALVES, ids=str)
-    def test_the_sum_over_the_tokens_need_not_fit_half_precision(self, dtype):
-        logits = torch.zeros(4, 40, 3, dtype=dtype)
-        logits[..., 1] = 800.0
-        valid = torch.ones(4, 40, dtype=torch.bool)
-        found = masks.masked_cross_entropy(logits, torch.full((4, 40), 2), valid)
-        assert_same(found, torch.tensor(800.0, dtype=dtype))
-
-    @pytest.mark.parametrize("dtype", HALVES, ids=str)
-    def test_the_number_of_tokens_need_not_fit_half_precision(self, dtype):
-        logits = torch.zeros(1, 70_000, 2, dtype=dtype)
-        targets, valid = torch.ones(1, 70_000, dtype=torch.int64), torch.ones(1, 70_000, dtype=torch.bool)
-        found = masks.masked_cross_entropy(logits, targets, valid)
-        assert_same(found, torch.tensor(math.log(2), dtype=dtype))
 
     @pytest.mark.parametrize("dtype", INTEGERS, ids=str)
     def test_takes_targets_of_any_integer_dtype(self, dtype):
