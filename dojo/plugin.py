@@ -185,6 +185,15 @@ def _kata_module(item) -> KataModule | None:
     return item.getparent(KataModule)
 
 
+def pytest_runtest_setup(item):
+    """A spec that is marked `cuda` is skipped, by name, where there is no such device."""
+    if item.get_closest_marker("cuda"):
+        from dojo.devices import has_cuda
+
+        if not has_cuda():
+            pytest.skip("no CUDA device")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     """The refused operations of the function are watched for as long as the spec runs."""

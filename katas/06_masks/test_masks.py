@@ -34,11 +34,6 @@ def on_each_device(test):
     return pytest.mark.parametrize("device", devices.DEVICES)(test)
 
 
-def need(device):
-    if device == "cuda" and not devices.has_cuda():
-        pytest.skip("no CUDA device")
-
-
 def poisoned(x, valid, poison):
     """x as a leaf, with `poison` wherever valid is False; valid lacks the last dimensions of x."""
     if math.isfinite(poison):
@@ -181,7 +176,6 @@ class TestLengthsToMask:
 
     @on_each_device
     def test_without_a_max_len_too_the_mask_is_made_where_the_lengths_are(self, device):
-        need(device)
         with devices.on(device):
             lengths = torch.tensor([2, 0, 3], device=device)
             with devices.no_strays():
@@ -213,7 +207,6 @@ class TestCausalMask:
 
     @on_each_device
     def test_is_made_on_the_device_that_is_asked_for(self, device):
-        need(device)
         for spelling in (device, torch.device(device)):
             with devices.on(device):
                 with devices.no_strays():
@@ -308,7 +301,6 @@ class TestAttentionMask:
 
     @on_each_device
     def test_works_on_another_device_when_not_causal(self, device):
-        need(device)
         with devices.on(device):
             valid = torch.tensor([[T, T, F], [T, F, F]], device=device)
             with devices.no_strays():
@@ -1050,7 +1042,6 @@ class TestMaskedCrossEntropy:
 
     @on_each_device
     def test_without_a_valid_token_too_the_loss_is_made_where_the_logits_are(self, device):
-        need(device)
         with devices.on(device):
             logits = torch.zeros(2, 3, 4, device=device, requires_grad=True)
             targets = torch.full((2, 3), -100, device=device)
