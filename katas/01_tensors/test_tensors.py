@@ -77,6 +77,12 @@ class TestDescribe:
     def test_a_view_in_another_dtype_looks_at_the_same_bytes(self):
         assert_info(torch.zeros(6)[3:].view(torch.int8), shape=(12,), nbytes=12, storage_nbytes=24)
 
+    def test_strides_that_no_step_uses_do_not_matter(self):
+        """Nothing is ever reached by the stride of a dimension of size 1: a single row is contiguous."""
+        assert_info(torch.zeros(4, 6)[:1, 2:], strides=(6, 1), contiguous=True)
+        assert_info(torch.zeros(4, 6)[:1, 2:3], strides=(6, 1), contiguous=True)
+        assert_info(torch.zeros(4, 6)[:, :1], strides=(6, 1), contiguous=False)
+
     @given(shape=shapes(max_dims=4), layout=st.sampled_from(["transposed", "sliced", "expanded"]))
     def test_agrees_with_torch_for_any_strides(self, shape, layout):
         x = strided(sample(*shape), layout)
