@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
@@ -22,12 +23,14 @@ SIBLINGS = {
                   "scaled_dot_product", "multihead_attention", "fused_sdp_choice"),
     "backward": ("grad", "run_backward"),
     "cdist": ("euclidean_dist",),
+    "clip_grad_norm": ("clip_grads_with_norm", "get_total_norm"),
     "dropout": ("dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout",
                 "fused_dropout"),
     "eye": ("diag", "diag_embed", "diagflat"),
     "logsumexp": ("logcumsumexp", "logaddexp", "logaddexp2"),
     "nll_loss": ("nll_loss2d",),
     "norms": ("norm", "vector_norm", "matrix_norm", "dist", "frobenius_norm", "nuclear_norm", "renorm", "normalize"),
+    "optim": ("adagrad", "adam", "adamw", "sgd"),  # the fused ones; the classes are trapped
     "pad_sequence": ("nested_tensor", "nested_tensor_from_tensor_list", "nested_to_padded_tensor"),
     "rnn": ("rnn_tanh", "rnn_relu"),
     "softmax": ("safe_softmax", "softmin"),
@@ -148,6 +151,18 @@ def set_traps() -> None:
     """Traps what is refused somewhere and never reaches a function mode; before the learner's file can import it."""
     trap(torch, "broadcast_shapes", "broadcast_shapes")
     trap(torch.functional, "broadcast_shapes", "broadcast_shapes")
+    trap(torch.utils.data.DataLoader, "__init__", "DataLoader")
+    for module in (nn.utils, nn.utils.clip_grad):
+        for name in list(vars(module)):
+            if canonical(name) in {"clip_grad_norm", *SIBLINGS["clip_grad_norm"]}:
+                trap(module, name, name)
+    for name, optimizer in list(vars(torch.optim).items()):
+        if isinstance(optimizer, type) and optimizer is not Optimizer:
+            trap(optimizer, "__init__", "optim")
+            trap(optimizer, "step", "optim")
+            for module in (sys.modules[optimizer.__module__], torch.optim._functional):
+                if hasattr(module, name.lower()):
+                    trap(module, name.lower(), "optim")
     if not isinstance(torch.autograd.Variable._execution_engine, _Engine):
         torch.autograd.Variable._execution_engine = _Engine(torch.autograd.Variable._execution_engine)
         trap(_Engine, "run_backward", "run_backward")

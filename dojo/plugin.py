@@ -142,10 +142,11 @@ class KataModule(pytest.Module):
     def _getobj(self):
         import torch
 
-        from dojo import guards, rules, strategies
+        from dojo import guards, quick, rules, strategies
 
         strategies.use_profile()
         guards.set_traps()
+        quick.leave_dynamo_out()
         module = self._load()
         spec = super()._getobj()
         self.recorder = spec.__dict__[self.kata.name] = Recorder(module)

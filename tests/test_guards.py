@@ -1,5 +1,7 @@
 """The guards see what they must and nothing more."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,12 @@ from dojo.guards import Refused, count_ops, refuse, set_traps, shares_memory, st
 
 X = torch.linspace(-1, 1, 12).view(3, 4)
 Q = torch.linspace(-1, 1, 24).view(1, 2, 3, 4)
+
+
+def inherits(optimizer):
+    """A class of the learner's that lets torch's do the work."""
+    return type("Mine", (optimizer,), {"__init__": lambda self, params: super(type(self), self).__init__(params)})
+
 
 SPELLINGS = [
     ("softmax", lambda: torch.softmax(X, -1)),
@@ -52,6 +60,22 @@ SPELLINGS = [
     ("broadcast_shapes", lambda: torch.functional.broadcast_shapes((1,), (2,))),
     ("broadcast_tensors", lambda: torch.broadcast_tensors(X, X)),
     ("rnn", lambda: nn.RNN(4, 2)(X)),
+    ("rnn", lambda: nn.RNNCell(4, 2)(X)),
+    ("embedding", lambda: nn.Embedding(4, 2)(torch.tensor([1]))),
+    ("embedding", lambda: torch.embedding(X, torch.tensor([1]))),
+    ("embedding", lambda: nn.functional.embedding_bag(torch.tensor([[1]]), X)),
+    ("attention", lambda: nn.MultiheadAttention(4, 2)(X, X, X)),
+    ("DataLoader", lambda: torch.utils.data.DataLoader(X)),
+    ("clip_grad_norm", lambda: nn.utils.clip_grad_norm_([X], 1.0)),
+    ("clip_grad_norm", lambda: nn.utils.clip_grad.clip_grad_norm_([X], 1.0)),
+    ("clip_grad_norm", lambda: nn.utils.clip_grads_with_norm_([X], 1.0, torch.tensor(2.0))),
+    ("clip_grad_norm", lambda: nn.utils.get_total_norm([X])),
+    ("optim", lambda: torch.optim.SGD([X.clone()], 0.1)),
+    ("optim", lambda: torch.optim.AdamW([X.clone()])),
+    ("optim", lambda: inherits(torch.optim.Adam)([X.clone()])),
+    ("optim", lambda: sys.modules["torch.optim.sgd"].sgd([], [], [])),
+    ("optim", lambda: torch.optim._functional.adam([], [], [], [], [], [])),
+    ("optim", lambda: torch.ops.aten._fused_sgd_([], [], [])),
     ("backward", lambda: (X.clone().requires_grad_() * 2).sum().backward()),
     ("backward", lambda: torch.autograd.backward((X.clone().requires_grad_() * 2).sum())),
     ("backward", lambda: torch.autograd.grad((x := X.clone().requires_grad_()).sum(), x)),
