@@ -251,7 +251,7 @@ def test_keeps_the_dtype(line: Rule, function: Callable, dtype: torch.dtype):
     for x, y in zip(found, wanted, strict=True):
         if x.is_floating_point():
             expect(x.dtype == dtype, f"expected {_label(dtype)} for {_label(dtype)} inputs, got {_label(x.dtype)}")
-            if dtype.itemsize == 2:
+            if dtype.itemsize == 2 and not line.random:  # another dtype may draw another stream
                 assert_same(x.float(), y, rtol=1e-2, atol=1e-2)
 
 
@@ -294,6 +294,9 @@ def test_works_for_any_strides(line: Rule, function: Callable, layout: str):
     dense = tree_map(lambda x: strided(x, layout).contiguous() if isinstance(x, Tensor) else x, arguments)
     found, wanted = _call(line, function, given), _call(line, function, dense)
     for x, y in zip(found, wanted, strict=True):
+        if line.random:  # what is drawn in the order of memory differs: the kata's own specs look at the values
+            expect(x.shape == y.shape, f"expected shape {list(y.shape)} for {layout} inputs, got {list(x.shape)}")
+            continue
         try:
             assert_same(x, y.detach().contiguous())
             if line.differentiable and x.requires_grad and leaves:

@@ -208,9 +208,16 @@ def noise_in_pieces(x, generator=None):
     return x + torch.stack([torch.rand(4, generator=generator) for _ in x])
 
 
+def noise_in_place(x, generator=None):
+    """Draws in the dtype of x and in the order of its memory: for other dtypes and strides other values."""
+    return x + torch.empty_like(x).uniform_(generator=generator)
+
+
 def test_a_random_function_may_draw_in_any_way():
-    for function in (noise, noise_in_pieces):
+    for function in (noise, noise_in_pieces, noise_in_place):
         rules.test_draws_from_its_generator_alone(line(random=True), function)
+    rules.test_keeps_the_dtype(line(random=True), noise_in_place, torch.float16)
+    rules.test_works_for_any_strides(line(random=True), noise_in_place, "transposed")
 
 
 @pytest.mark.parametrize(
