@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from dojo.limits import Hung, Left
-from dojo.loading import ROOT, Call, Kata, LoadError
+from dojo.loading import ROOT, Call, Kata, LoadError, spec_class
 
 WIDTH = 80
 FINISHED: pytest.StashKey[set[str]] = pytest.StashKey()
@@ -193,8 +193,8 @@ def parts_of(finding: Finding, hint: bool = True) -> list[tuple[str, str]]:
         where = f": {finding.code}" if finding.code else ""
         parts += [("head", f"{finding.function} is not written yet{where}")]
         parts += [("text", f"  {line}") for text in finding.lines for line in wrap(text)]
-        class_name = "Test" + "".join(word[:1].upper() + word[1:] for word in finding.function.split("_"))
-        parts += [("spec", f"  {'its specs':<14}pytest katas/{number}::{class_name}")]
+        own = spec_class(finding.function, finding.names)
+        parts += [("spec", f"  {'its specs':<14}pytest katas/{number}::{own}")]
     else:
         parts += [("head", line) for line in wrap(f"{finding.function}: {finding.title}", 0)]
         parts += [("call", f"  {line}") for text in finding.call for line in wrap(text)[:2]]

@@ -5,6 +5,7 @@ import inspect
 import linecache
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -69,6 +70,19 @@ def kata_of(path: Path) -> Kata | None:
     if path.parent.parent == ROOT / "katas" and re.match(r"\d\d_", path.parent.name):
         return Kata(path.parent)
     return None
+
+
+def spec_class(name: str, names: Sequence[str] = ()) -> str:
+    """The class of specs for a public name among the kata's `names`: TestCenterCrop for center_crop, TestMLP for MLP.
+
+    Where a function and a module differ in spelling alone, as dropout and Dropout, the module's is TestDropoutModule.
+    """
+
+    def camel(name):
+        return "".join(word[:1].upper() + word[1:] for word in name.split("_"))
+
+    twin = name[:1].isupper() and any(other != name and camel(other) == name for other in names)
+    return f"Test{camel(name)}{'Module' if twin else ''}"
 
 
 @dataclass

@@ -34,6 +34,7 @@ from dojo.compare import (
     refuses,
 )
 from dojo.guards import count_ops, floats_in, shares_memory, state_kept, tensors_in, unchanged
+from dojo.loading import spec_class
 from dojo.strategies import GENERATOR, reseed, sample, strided
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -109,15 +110,12 @@ def rule(name: str, make: Callable[[Samples], tuple], **flags) -> Rule:
     return Rule(name, make, **flags)
 
 
-def same_name(class_name: str, function_name: str) -> bool:
-    """Whether a spec class belongs to a public name: TestCenterCrop to center_crop, TestMLP to MLP."""
-    return class_name.removeprefix("Test").replace("_", "").lower() == function_name.replace("_", "").lower()
-
-
 def attach(spec: ModuleType, learner: ModuleType) -> None:
     """Adds the house rules' specs to the classes of a spec module, which must have one for each line of its RULES."""
-    for line in getattr(spec, "RULES", ()):
-        owner = next((c for n, c in vars(spec).items() if inspect.isclass(c) and same_name(n, line.name)), None)
+    lines = getattr(spec, "RULES", ())
+    names = [line.name for line in lines]
+    for line in lines:
+        owner = getattr(spec, spec_class(line.name, names), None)
         if owner is None:
             raise LookupError(f"{spec.__name__} has a rule for {line.name} but no class for it")
         owner.rule = line

@@ -19,18 +19,18 @@ def derive(source: str) -> str:
     tree = ast.parse(source)
     cuts: list[tuple[int, int, list[str]]] = []  # first line, line after the last, what stands there instead
     for node in tree.body:
-        cuts += _cuts(node)
+        cuts += _cuts(node, lines)
     text = _apply(lines, cuts)
     return _without_unused_imports(text)
 
 
-def _cuts(node: ast.stmt) -> list[tuple[int, int, list[str]]]:
+def _cuts(node: ast.stmt, lines: list[str]) -> list[tuple[int, int, list[str]]]:
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-        return [_removed(node)] if _is_private(node.name) else [_emptied(node)]
+        return [_removed(node)] if _is_private(node.name) else [_emptied(node, lines)]
     if isinstance(node, ast.ClassDef):
         if _is_private(node.name):
             return [_removed(node)]
-        return [cut for member in node.body for cut in _cuts(member)]
+        return [cut for member in node.body for cut in _cuts(member, lines)]
     if isinstance(node, (ast.Assign, ast.AnnAssign)):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         if all(isinstance(target, ast.Name) and _is_private(target.id) for target in targets):
@@ -50,13 +50,13 @@ def _removed(node: ast.stmt) -> tuple[int, int, list[str]]:
     return _first_line(node), node.end_lineno, []
 
 
-def _emptied(node: ast.FunctionDef) -> tuple[int, int, list[str]]:
-    has_docstring = ast.get_docstring(node) is not None
-    kept = node.body[0].end_lineno if has_docstring else node.body[0].lineno - 1
-    if not has_docstring:  # comments before the first statement belong to the body
-        last = max([node.lineno, *(a.end_lineno for a in ast.walk(node.args) if hasattr(a, "end_lineno"))])
-        last = max(last, node.returns.end_lineno if node.returns else 0)
-        kept = last
+def _emptied(node: ast.FunctionDef, lines: list[str]) -> tuple[int, int, list[str]]:
+    if ast.get_docstring(node) is not None:
+        kept = node.body[0].end_lineno
+    else:  # the signature's last line; comments before the first statement belong to the body
+        above = lines[node.lineno - 1 : node.body[0].lineno - 1]
+        code = [number for number, line in enumerate(above, node.lineno) if not line.lstrip().startswith("#")]
+        kept = max(number for number in code if lines[number - 1].strip())
     return kept, node.end_lineno, [" " * (node.col_offset + 4) + BODY]
 
 
@@ -65,9 +65,9 @@ def _apply(lines: list[str], cuts: list[tuple[int, int, list[str]]]) -> str:
         if not instead:  # comments and blank lines that lead to what is removed go with it
             while start and (not lines[start - 1].strip() or lines[start - 1].lstrip().startswith("#")):
                 start -= 1
-            instead = [""] * (2 if end < len(lines) and not lines[end].startswith(" ") else 0)
             while end < len(lines) and not lines[end].strip():
                 end += 1
+            instead = [""] * (0 if end == len(lines) else 1 if lines[end].startswith(" ") else 2)
         lines[start:end] = instead
     return "\n".join(lines).rstrip() + "\n"
 

@@ -10,9 +10,8 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from dojo import stubs, warm
-from dojo.loading import ROOT, Kata, load
+from dojo.loading import ROOT, Kata, load, spec_class
 from dojo.report import ladder
-from dojo.rules import same_name
 from tests.support import KATAS, reference, run
 
 pytestmark = pytest.mark.parametrize("kata", KATAS, ids=lambda kata: kata.folder.name)
@@ -68,10 +67,9 @@ def test_every_spec_fails_on_the_untouched_stub_because_it_is_not_written(kata, 
 
 
 def test_every_public_name_has_its_class_of_specs_in_order(kata):
-    wanted = public_names(kata)
-    found = [name for name in spec_classes(kata) if any(same_name(name, function) for function in wanted)]
-    assert len(found) == len(wanted)
-    assert all(same_name(name, function) for name, function in zip(found, wanted, strict=True))
+    names = public_names(kata)
+    wanted = [spec_class(name, names) for name in names]
+    assert [name for name in spec_classes(kata) if name in wanted] == wanted
 
 
 def test_every_public_name_has_a_line_of_house_rules_in_order(kata):

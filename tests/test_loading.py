@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dojo.loading import LoadError, Recorder, load
+from dojo.loading import LoadError, Recorder, load, spec_class
 from tests.support import run
 
 
@@ -65,3 +65,10 @@ def test_an_edit_within_a_second_is_seen_by_the_next_run(house):
         kata.stub.write_text(text)
         verdicts.append(run("katas/03::TestCenterCrop", folder=house).exit_code)
     assert verdicts == [0, 1, 0]
+
+
+def test_a_function_and_a_module_that_differ_in_spelling_alone_have_specs_of_their_own():
+    names = ["dropout", "Dropout", "NormalizedMLP", "add_scaled_"]
+    wanted = ["TestDropout", "TestDropoutModule", "TestNormalizedMLP", "TestAddScaled"]
+    assert [spec_class(name, names) for name in names] == wanted
+    assert spec_class("Dropout", ["Dropout", "NormalizedMLP"]) == "TestDropout"

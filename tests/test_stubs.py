@@ -44,16 +44,27 @@ def _helper():
 class Layer(nn.Module):
     """A layer."""
 
-    def __init__(self, size: int):
+    def __init__(
+        self,
+        size: int,  # of what
+    ):
+        # a hint
         super().__init__()
         self.size = size
+
+    def _private(self):
+        return 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies it."""
         return _helper()(x)
 
-    def _private(self):
+    def _last(self):
         return 1
+
+
+def g():
+    return 1
 '''
 
 WANTED = '''"""What it is about."""
@@ -85,12 +96,19 @@ def f(x: Tensor, shape: Sequence[int]) -> Tensor:
 class Layer(nn.Module):
     """A layer."""
 
-    def __init__(self, size: int):
+    def __init__(
+        self,
+        size: int,  # of what
+    ):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies it."""
         raise NotImplementedError
+
+
+def g():
+    raise NotImplementedError
 '''
 
 
