@@ -4,12 +4,13 @@ The simulated accelerator works on any machine: its tensors say `sim:0`, keep th
 and refuse to mix with CPU tensors as a real device does. torch.func and generators of its own are not there.
 """
 
+import copy
 import os
 from contextlib import contextmanager
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -47,6 +48,8 @@ class SimTensor(Tensor):
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         if func in (Tensor.tolist, Tensor.untyped_storage, Tensor.data_ptr, Tensor.is_set_to):
             return func(*tree_map(_held, args), **(kwargs or {}))
+        if func is Tensor.__deepcopy__ and args[0].is_leaf:
+            return _deep_copy(*args)  # torch's would make a tensor on the CPU on its way
         with torch._C.DisableTorchFunctionSubclass():  # the default would turn results into SimTensors
             return func(*args, **(kwargs or {}))
 
@@ -56,6 +59,15 @@ class SimTensor(Tensor):
 
     def __repr__(self):
         return f"{self.held!r} on {SIM}"
+
+
+def _deep_copy(x: SimTensor, memo: dict) -> Tensor:
+    if id(x) not in memo:
+        copied = x.detach().clone()
+        memo[id(x)] = nn.Parameter(copied) if isinstance(x, nn.Parameter) else copied
+        memo[id(x)].requires_grad_(x.requires_grad)
+        memo[id(x)].grad = copy.deepcopy(x.grad, memo)
+    return memo[id(x)]
 
 
 def _held(x: object) -> object:

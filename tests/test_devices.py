@@ -1,5 +1,7 @@
 """The simulated accelerator computes as the CPU does and errs where a real device would."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -74,3 +76,16 @@ def test_views_and_writes_through_them_behave_as_on_a_device():
         x = torch.zeros(4, device="sim")
         x[1:3].fill_(1.0)
         assert x.tolist() == [0, 1, 1, 0]
+
+
+def test_deep_copies_of_modules_stay_on_the_simulated_device():
+    with on("sim"):
+        layer = nn.Linear(3, 2).to("sim")
+        layer(torch.ones(1, 3, device="sim")).sum().backward()
+        with no_strays():
+            twin = copy.deepcopy(nn.ModuleList([layer, layer]))
+        assert twin[0] is twin[1]
+        assert isinstance(twin[0].weight, nn.Parameter) and twin[0].weight.requires_grad
+        assert twin[0].weight is not layer.weight and twin[0].weight.grad is not layer.weight.grad
+        assert torch.equal(twin[0].weight.cpu(), layer.weight.cpu())
+        assert torch.equal(twin[0].weight.grad.cpu(), layer.weight.grad.cpu())
