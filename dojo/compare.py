@@ -123,7 +123,7 @@ def refuses(error: type[BaseException] | tuple[type[BaseException], ...], mentio
     except error as raised:
         message = str(raised)
         for part in mentions:
-            if not re.search(rf"(?<![\w.]){re.escape(str(part))}(?![\w]|\.\d)", message):
+            if not re.search(rf"(?<!\w)(?<!\d\.){re.escape(str(part))}(?!\w|\.\d)", message):
                 raise Mismatch(
                     f"expected the {type(raised).__name__} to name {part}, so that the reader sees what is wrong",
                     f"its message is {message!r}",

@@ -54,6 +54,7 @@ def test_a_gradient_that_is_wrong_by_a_constant_factor_is_seen():
     "error, message, mentions, accepted",
     [
         (ValueError, "size 3 is not 5", [3, 5], True),
+        (ValueError, "outside 0..7", [7], True),
         (ValueError, "shape (3,5)", [3, 5], True),
         (ValueError, "got -3.", [-3], True),
         (ValueError, "size 35", [3], False),
