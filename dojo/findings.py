@@ -71,7 +71,9 @@ def add_finding(report: pytest.TestReport, item: pytest.Item, module, call: pyte
     title = _sentence(item)
     finding = Finding(module.kata.folder.name, function_of(item), module.names, title=title)
     if call.excinfo is not None:
-        frames = [Place(f.f_code.co_filename, line, f.f_code.co_name) for f, line in traceback.walk_tb(call.excinfo.tb)]
+        frames = [
+            Place(f.f_code.co_filename, line, f.f_code.co_qualname) for f, line in traceback.walk_tb(call.excinfo.tb)
+        ]
         learner = [place for place in frames if place.filename == str(module.implementation)]
         if report.skipped and not (call.when == "call" and learner):
             finding.state = "skipped"
@@ -109,10 +111,12 @@ def _explain(finding: Finding, item, module, error: BaseException, frames, learn
         finding.code = f"{short(module.implementation)}:{_line_of_class(function, module.implementation)}"
     if isinstance(error, NotImplementedError) and not error.args and learner and frames[-1] is learner[-1]:
         finding.state = "not started"
-        finding.function = finding.function if finding.names else frames[-1].name  # a benchmark has no class
+        unwritten = frames[-1].name.split(".")[0]  # of MLP.forward the class
+        if not finding.names:  # a benchmark has no class of specs
+            finding.function, function = unwritten, getattr(module.recorder.module, unwritten, None)
         finding.lines = [" ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())]
-        if frames[-1].name in finding.names and frames[-1].name != finding.function:
-            finding.lines = [f"it calls {frames[-1].name}, which is not written yet"]
+        if unwritten in finding.names and unwritten != finding.function:
+            finding.lines = [f"it calls {unwritten}, which is not written yet"]
         return
     if isinstance(error, AttributeError) and error.obj is module.recorder.module and error.name in module.names:
         finding.title = "is missing"

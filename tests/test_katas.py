@@ -126,6 +126,15 @@ def test_the_benchmarks_pass_as_plain_specs_on_the_reference(kata):
     assert ended.exit_code == 0, ended.output
 
 
+def test_a_benchmark_names_what_is_not_written_yet_and_its_specs(kata, untouched):
+    """A class is named by its own name, not by the method that was called."""
+    ended = run(kata.bench, f"--impl={untouched}")
+    assert ended.exit_code == 1
+    name = re.search(r"^(\w+) is not written yet", ended.output, re.MULTILINE)[1]
+    assert name in public_names(kata)
+    assert f"{kata.command}::{spec_class(name, public_names(kata))}\n" in ended.output
+
+
 def test_neither_the_untouched_nor_the_finished_kata_imports_what_is_slow(kata, untouched, tmp_path):
     """torch._dynamo costs as much as torch again, sympy and what torch.testing imports a third of it."""
     probe = tmp_path / "probe.py"
