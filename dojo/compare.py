@@ -63,13 +63,15 @@ def assert_same(
 ) -> None:
     """Raises Mismatch unless `actual` is a tensor of the same shape, dtype, device and values, asked in that order.
 
-    Tolerances default to torch.testing's for the expected dtype; integers and booleans must be equal; nan equals nan.
+    `what` names what is compared where it is not the result of the call. Tolerances default to torch.testing's for the
+    expected dtype; integers and booleans must be equal; nan equals nan.
     """
     if not isinstance(actual, Tensor):
         raise Mismatch(f"expected {what} to be a tensor, got {type(actual).__name__}: {describe(actual)}")
+    of = "" if what == "the result" else f"{what}: "
     if actual.shape != expected.shape:
-        raise Mismatch(f"expected shape {list(expected.shape)}, got {list(actual.shape)}")
-    shape = f"expected shape {list(expected.shape)}   ok"
+        raise Mismatch(f"{of}expected shape {list(expected.shape)}, got {list(actual.shape)}")
+    shape = f"{of}expected shape {list(expected.shape)}   ok"
     if dtype and actual.dtype != expected.dtype:
         raise Mismatch(shape, f"expected {_name(expected.dtype)}, got {_name(actual.dtype)}")
     if device and actual.device.type != expected.device.type:

@@ -18,6 +18,9 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from dojo.compare import Mismatch
 
 _setup_privateuseone_for_python_backend("sim")
+# torch.random.fork_rng asks every device for its generator; here that is the CPU's.
+torch.sim.get_rng_state = lambda device=None: torch.get_rng_state()
+torch.sim.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
 SIM, CPU = torch.device("sim", 0), torch.device("cpu")
 aten = torch.ops.aten
 # What a real device accepts with CPU tensors beside its own: copies, and index tensors.

@@ -3,6 +3,7 @@
 import functools
 import re
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -191,6 +192,37 @@ class count_ops(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.counter[func.overloadpacket.__name__] += 1
         return func(*args, **(kwargs or {}))
+
+
+class live_bytes(TorchDispatchMode):
+    """Follows the memory of the tensors that a block makes: `peak` is the most bytes that were alive at once.
+
+    >>> with live_bytes() as memory: _ = torch.ones(1000) + 1
+    >>> memory.peak
+    8000
+    """
+
+    def __init__(self, *given: Tensor):
+        """The memory of the given tensors does not count."""
+        super().__init__()
+        self.given = {x.untyped_storage()._cdata for x in given}
+        self.alive: dict[int, int] = {}
+        self.peak = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # True, the default, imports torch._dynamo (seconds) at the first call
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in tensors_in(out):
+            storage = x.untyped_storage()
+            key = storage._cdata
+            if key not in self.given and key not in self.alive:
+                self.alive[key] = storage.nbytes()
+                weakref.finalize(storage, self.alive.pop, key)
+        self.peak = max(self.peak, sum(self.alive.values()))
+        return out
 
 
 def floats_in(tree: object) -> list[Tensor]:

@@ -29,7 +29,7 @@ class Kata:
 
     @property
     def title(self) -> str:
-        return f"{self.number} {self.name}"
+        return f"{self.number} {self.name.replace('_', ' ')}"
 
     @property
     def stub(self) -> Path:
@@ -75,14 +75,14 @@ def kata_of(path: Path) -> Kata | None:
 def spec_class(name: str, names: Sequence[str] = ()) -> str:
     """The class of specs for a public name among the kata's `names`: TestCenterCrop for center_crop, TestMLP for MLP.
 
-    Where a function and a module differ in spelling alone, as dropout and Dropout, the module's is TestDropoutModule.
+    Where a function and a class differ in spelling alone, as dropout and Dropout, the class's is TestDropoutClass.
     """
 
     def camel(name):
         return "".join(word[:1].upper() + word[1:] for word in name.split("_"))
 
     twin = name[:1].isupper() and any(other != name and camel(other) == name for other in names)
-    return f"Test{camel(name)}{'Module' if twin else ''}"
+    return f"Test{camel(name)}{'Class' if twin else ''}"
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """The learner's screen: what is done, the first thing that is not, and what to do about it."""
 
 import io
+import itertools
 import re
 import textwrap
 from pathlib import Path
@@ -82,7 +83,7 @@ class Progress:
 
 def headline(progress: Progress, kata: str) -> str:
     """`03 views   4 of 12 done   same_storage element_offset ...`"""
-    title = kata.replace("_", " ", 1)
+    title = kata.replace("_", " ")
     if any(f.state == "unreadable" for f in progress.of(kata)):
         return f"{title}   cannot be loaded"
     states = progress.states(kata)
@@ -92,6 +93,27 @@ def headline(progress: Progress, kata: str) -> str:
     left = sum(state == "not run" for state in states.values())
     rest = f" ({left} not run)" if left else ""
     return _list(f"{title}   {len(done)} of {len(states) - left} done{rest}   ", done).rstrip()
+
+
+def overview(progress: Progress, katas: list[str]) -> list[str]:
+    """A line for each kata; of many, those in a row that are all done or not started share one."""
+    if len(katas) <= 6:
+        return [headline(progress, kata) for kata in katas]
+    lines = []
+    for word, group in itertools.groupby(katas, lambda kata: _word(progress, kata)):
+        alike = list(group)
+        if word and len(alike) > 2:
+            first, last = (kata.replace("_", " ") for kata in (alike[0], alike[-1]))
+            lines.append(f"{first} to {last}   {word}")
+        else:
+            lines += [headline(progress, kata) for kata in alike]
+    return lines
+
+
+def _word(progress: Progress, kata: str) -> str:
+    """All done, or not started: what can be said of a kata in a word, if anything can."""
+    states = set(progress.states(kata).values())
+    return "all done" if states == {"passed"} else "not started" if states == {"not started"} else ""
 
 
 def _count(number: int) -> str:
@@ -161,7 +183,7 @@ class Screen(TerminalReporter):
         progress, titles = self.progress, self.progress.katas()
         if not titles:
             return [] if self.crashes else ["no specs were run"]
-        lines = [headline(progress, kata) for kata in titles]
+        lines = overview(progress, titles)
         for kata in titles:
             finding = progress.first(kata)
             if finding:

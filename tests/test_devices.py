@@ -89,3 +89,10 @@ def test_deep_copies_of_modules_stay_on_the_simulated_device():
         assert twin[0].weight is not layer.weight and twin[0].weight.grad is not layer.weight.grad
         assert torch.equal(twin[0].weight.cpu(), layer.weight.cpu())
         assert torch.equal(twin[0].weight.grad.cpu(), layer.weight.grad.cpu())
+
+
+def test_fork_rng_works_beside_the_simulated_device():
+    before = torch.get_rng_state()
+    with torch.random.fork_rng():
+        torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dojo.compare import Mismatch
-from dojo.guards import Refused, count_ops, refuse, set_traps, shares_memory, state_kept, unchanged
+from dojo.guards import Refused, count_ops, live_bytes, refuse, set_traps, shares_memory, state_kept, unchanged
 
 X = torch.linspace(-1, 1, 12).view(3, 4)
 Q = torch.linspace(-1, 1, 24).view(1, 2, 3, 4)
@@ -211,3 +211,15 @@ def test_a_loop_over_rows_takes_more_operations_for_more_rows():
 def test_views_share_memory_and_copies_do_not():
     assert shares_memory(X, X.t()[1:])
     assert not shares_memory(X, X.clone())
+
+
+def test_live_bytes_are_those_that_are_there_at_once():
+    given = torch.ones(1000)
+    with live_bytes(given) as memory:
+        for _ in range(5):
+            given.view(10, 100).mul(2)
+    assert memory.peak == 4000
+    with live_bytes() as memory:
+        kept = [torch.ones(1000) for _ in range(3)]
+        kept.append(kept[0][10:])
+    assert memory.peak == 12000

@@ -67,8 +67,8 @@ def test_an_edit_within_a_second_is_seen_by_the_next_run(house):
     assert verdicts == [0, 1, 0]
 
 
-def test_a_function_and_a_module_that_differ_in_spelling_alone_have_specs_of_their_own():
+def test_a_function_and_a_class_that_differ_in_spelling_alone_have_specs_of_their_own():
     names = ["dropout", "Dropout", "NormalizedMLP", "add_scaled_"]
-    wanted = ["TestDropout", "TestDropoutModule", "TestNormalizedMLP", "TestAddScaled"]
+    wanted = ["TestDropout", "TestDropoutClass", "TestNormalizedMLP", "TestAddScaled"]
     assert [spec_class(name, names) for name in names] == wanted
     assert spec_class("Dropout", ["Dropout", "NormalizedMLP"]) == "TestDropout"

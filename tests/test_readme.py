@@ -15,8 +15,20 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_table_names_every_kata_and_no_other():
-    rows = re.findall(r"^\| \[(\d\d \w+)\]\((.*?)\) \|", README, re.M)
+    rows = re.findall(r"^\| \[(\d\d [\w ]+)\]\((.*?)\) \|", README, re.M)
     assert rows == [(kata.title, f"katas/{kata.folder.name}/README.md") for kata in katas()]
+
+
+def numbers(word: str) -> list[int]:
+    """What the table's last column names: every number after the word, `sections 1 and 2` two of them."""
+    column = re.findall(r"^\| \[\d\d [\w ]+\].*\| ([^|]*) \|$", README, re.M)
+    named = re.findall(rf"{word}s? (\d+)(?: and (\d+))?", " ".join(column))
+    return sorted({int(number) for pair in named for number in pair if number})
+
+
+def test_every_section_and_exercise_of_the_notebook_has_a_home():
+    assert numbers("section") == list(range(1, 15))
+    assert numbers("exercise") == list(range(1, 14))
 
 
 def test_every_link_leads_somewhere():
