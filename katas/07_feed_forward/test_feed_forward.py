@@ -123,11 +123,6 @@ def gelu_by_hand(x):
 
 
 class TestGelu:
-    @given(shape=shapes(max_dims=4, min_size=0), largest=st.sampled_from([0.1, 1.0, 3.0, 8.0]))
-    def test_is_x_times_the_probability_that_a_normal_variable_is_below_x(self, shape, largest):
-        x = sample(*shape, dtype=torch.float64, low=-largest, high=largest)
-        assert_same(feed_forward.gelu(x), gelu_by_hand(x), **FLOAT64)
-
     def test_is_the_exact_function_not_an_approximation(self):
         """The one by tanh differs in the fourth decimal: enough for a loaded model to answer otherwise."""
         x = torch.tensor([-3.0, -2.0, -1.0, -0.25, 0.0, 0.5, 1.0, 2.0, 2.7, 4.0], dtype=torch.float64)
@@ -137,6 +132,11 @@ class TestGelu:
     def test_known_values(self):
         found = feed_forward.gelu(torch.tensor([-2.0, 0.0, 2.0]))
         assert_same(found, torch.tensor([-0.0455003, 0.0, 1.9544997]))
+
+    @given(shape=shapes(max_dims=4, min_size=0), largest=st.sampled_from([0.1, 1.0, 3.0, 8.0]))
+    def test_is_x_times_the_probability_that_a_normal_variable_is_below_x(self, shape, largest):
+        x = sample(*shape, dtype=torch.float64, low=-largest, high=largest)
+        assert_same(feed_forward.gelu(x), gelu_by_hand(x), **FLOAT64)
 
     def test_a_number_without_dimensions(self):
         x = torch.tensor(1.0, requires_grad=True)
@@ -212,7 +212,7 @@ class TestFeedForward:
         wanted = network_by_hand(x.reshape(-1, d), *parameters).reshape(x.shape)
         assert_same(feed_forward.feed_forward(x, *parameters), wanted, **FLOAT64)
 
-    @pytest.mark.parametrize("batch", [(), (4,), (1, 1), (2, 4), (2, 3, 2, 4)])
+    @pytest.mark.parametrize("batch", [(), (4,), (1, 1), (2, 4), (2, 3, 2, 4)], ids=str)
     @pytest.mark.parametrize("d, f", [(3, 5), (5, 3), (4, 4)])
     def test_any_leading_dimensions(self, batch, d, f):
         x, parameters = sample(*batch, d, dtype=torch.float64), layers(d, f)
@@ -242,7 +242,7 @@ class TestFeedForward:
             found = feed_forward.feed_forward(*given)
         expect(not found.requires_grad, "expected a result without a graph under torch.no_grad, it requires grad")
 
-    @pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3), (0, 2, 3)])
+    @pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3), (0, 2, 3)], ids=str)
     def test_no_rows(self, shape):
         assert feed_forward.feed_forward(sample(*shape), *layers(3, 5, torch.float32)).shape == shape
 
@@ -303,6 +303,13 @@ class TestFeedForward:
 
 
 class TestPositionwiseFeedForward:
+    @pytest.mark.parametrize("activation", ["relu", "gelu"])
+    @pytest.mark.parametrize("training", [True, False], ids=["dropout 0", "eval"])
+    def test_computes_each_position_from_itself_alone(self, activation, training):
+        """The same network stands at every position; only attention lets positions see each other."""
+        ffn = feed_forward.PositionwiseFeedForward(4, 9, 0.0 if training else 0.3, activation)
+        assert_each_position_alone(filled(ffn).train(training), 4)
+
     @given(batch=shapes(max_dims=3, min_size=0), d_model=st.integers(1, 5), d_ff=st.integers(1, 6))
     @settings(max_examples=15)
     def test_is_linear_relu_linear(self, batch, d_model, d_ff):
@@ -310,7 +317,7 @@ class TestPositionwiseFeedForward:
         x = sample(*batch, d_model, dtype=torch.float64)
         assert_same(ffn(x), two_layers(x, ffn.state_dict()), **FLOAT64)
 
-    @pytest.mark.parametrize("activation, torchs", [("relu", F.relu), ("gelu", F.gelu)])
+    @pytest.mark.parametrize("activation, torchs", [("relu", F.relu), ("gelu", F.gelu)], ids=["relu", "gelu"])
     def test_has_the_activation_that_was_asked_for(self, activation, torchs):
         """gelu is the exact one."""
         for ffn in (
@@ -326,7 +333,7 @@ class TestPositionwiseFeedForward:
         x = sample(2, 4, 3, dtype=torch.float64)
         assert_same(ffn(x), two_layers(x, ffn.state_dict(), F.relu), **FLOAT64)
 
-    @pytest.mark.parametrize("activation, torchs", [("relu", F.relu), ("gelu", F.gelu)])
+    @pytest.mark.parametrize("activation, torchs", [("relu", F.relu), ("gelu", F.gelu)], ids=["relu", "gelu"])
     def test_gradients_reach_x_and_every_parameter(self, activation, torchs):
         ffn = filled(feed_forward.PositionwiseFeedForward(3, 5, 0.0, activation)).double()
         x, p = sample(2, 4, 3, dtype=torch.float64).requires_grad_(), dict(ffn.named_parameters())
@@ -345,14 +352,7 @@ class TestPositionwiseFeedForward:
         missing = {"fc1", "fc2", "dropout"} - names
         expect(not missing, f"expected submodules fc1, fc2 and dropout, {', '.join(sorted(missing))} is not among them")
 
-    @pytest.mark.parametrize("activation", ["relu", "gelu"])
-    @pytest.mark.parametrize("training", [True, False], ids=["dropout 0", "eval"])
-    def test_computes_each_position_from_itself_alone(self, activation, training):
-        """The same network stands at every position; only attention lets positions see each other."""
-        ffn = feed_forward.PositionwiseFeedForward(4, 9, 0.0 if training else 0.3, activation)
-        assert_each_position_alone(filled(ffn).train(training), 4)
-
-    @pytest.mark.parametrize("activation, activated", [("relu", 1.0), ("gelu", 0.8413447)])
+    @pytest.mark.parametrize("activation, activated", [("relu", 1.0), ("gelu", 0.8413447)], ids=["relu", "gelu"])
     def test_dropout_comes_between_the_activation_and_the_second_layer(self, activation, activated):
         """A dropped hidden feature is 0 for fc2, one that is kept is scaled, and fc2's bias stays."""
         with torch.random.fork_rng(devices=[]):
@@ -389,7 +389,7 @@ class TestPositionwiseFeedForward:
         assert_same(found.detach(), torch.where(kept, 2.5, 0.5))
         expect(0 < int(kept.sum()) < 60, f"expected some of 60 features to be dropped, {60 - int(kept.sum())} were")
 
-    @pytest.mark.parametrize("activation, activated", [("relu", 1.0), ("gelu", 0.8413447)])
+    @pytest.mark.parametrize("activation, activated", [("relu", 1.0), ("gelu", 0.8413447)], ids=["relu", "gelu"])
     def test_nothing_is_dropped_in_eval_mode(self, activation, activated):
         found = passing_on(20, 0.3, activation).eval()(torch.zeros(30, 20))
         assert_same(found.detach(), torch.full((30, 20), 0.5 + activated))
@@ -431,7 +431,7 @@ class TestPositionwiseFeedForward:
     @pytest.mark.parametrize("asked", HOUSE_RULES)
     def test_the_house_rules_hold_for_relu_too(self, asked):
         """What is asked of every function below is asked of gelu there, and here of the other activation."""
-        line = rule(
+        line = rules.Rule(
             "PositionwiseFeedForward",
             lambda s: (s(s.n, 2, 5),),
             build=lambda m: filled(m.PositionwiseFeedForward(5, 7, 0.3)).eval(),
@@ -443,13 +443,13 @@ class TestPositionwiseFeedForward:
         texts = [repr(feed_forward.PositionwiseFeedForward(3, 5, activation=name)) for name in ("relu", "gelu")]
         expect(texts[0] != texts[1], f"expected repr to tell relu from gelu, both are {texts[0]}")
 
-    @pytest.mark.parametrize("shape", [(2, 4), (4, 6), (2, 1), (5,)])
+    @pytest.mark.parametrize("shape", [(2, 4), (4, 6), (2, 1), (5,)], ids=str)
     def test_refuses_another_last_dimension(self, shape):
         ffn = feed_forward.PositionwiseFeedForward(3, 5)
         with refuses(LOUD):
             ffn(sample(*shape))
 
-    @pytest.mark.parametrize("widths, wrong", [((0, 3), 0), ((3, 0), 0), ((-2, 3), -2), ((3, -4), -4)])
+    @pytest.mark.parametrize("widths, wrong", [((0, 3), 0), ((3, 0), 0), ((-2, 3), -2), ((3, -4), -4)], ids=str)
     def test_refuses_a_width_below_one(self, widths, wrong):
         with refuses(ValueError, mentions=[wrong]):
             feed_forward.PositionwiseFeedForward(*widths)
@@ -482,6 +482,10 @@ def gated_by_hand(x, p):
 
 
 class TestGatedFeedForward:
+    def test_computes_each_position_from_itself_alone(self):
+        """The same network stands at every position; only attention lets positions see each other."""
+        assert_each_position_alone(filled(feed_forward.GatedFeedForward(4, 9)), 4)
+
     def test_known_values(self):
         ffn = feed_forward.GatedFeedForward(d_model=1, d_ff=2)
         up, down = torch.tensor([[2.0], [10.0]]), torch.tensor([[1.0, 100.0]])
@@ -496,7 +500,7 @@ class TestGatedFeedForward:
         wanted = gated_by_hand(x.reshape(-1, d_model), ffn.state_dict()).reshape(x.shape)
         assert_same(ffn(x), wanted, **FLOAT64)
 
-    @pytest.mark.parametrize("batch", [(), (4,), (1, 1), (2, 4), (2, 3, 2, 4)])
+    @pytest.mark.parametrize("batch", [(), (4,), (1, 1), (2, 4), (2, 3, 2, 4)], ids=str)
     def test_any_leading_dimensions(self, batch):
         ffn = filled(feed_forward.GatedFeedForward(3, 5)).double()
         x = sample(*batch, 3, dtype=torch.float64)
@@ -540,15 +544,11 @@ class TestGatedFeedForward:
         (gradient,) = torch.autograd.grad(found.sum(), x)
         assert_same(gradient, torch.tensor([[2 * max(size, 0.0)]]))
 
-    def test_computes_each_position_from_itself_alone(self):
-        """The same network stands at every position; only attention lets positions see each other."""
-        assert_each_position_alone(filled(feed_forward.GatedFeedForward(4, 9)), 4)
-
     def test_starts_from_the_global_generator(self):
         """torch.manual_seed makes a whole program repeatable: a layer must neither ignore nor reset it."""
         assert_starts_from_the_global_generator(lambda: feed_forward.GatedFeedForward(4, 7))
 
-    @pytest.mark.parametrize("shape", [(2, 4), (2, 1), (4,), (2, 5), (2, 3, 6), (3, 2), (2, 0)])
+    @pytest.mark.parametrize("shape", [(2, 4), (2, 1), (4,), (2, 5), (2, 3, 6), (3, 2), (2, 0)], ids=str)
     def test_refuses_another_last_dimension(self, shape):
         ffn = feed_forward.GatedFeedForward(3, 5)
         with refuses(ValueError, mentions=[3, shape[-1]]):
@@ -565,13 +565,16 @@ class TestGatedFeedForward:
             with refuses(LOUD):
                 ffn(torch.tensor(2.0))
 
-    @pytest.mark.parametrize("widths, wrong", [((0, 3), 0), ((3, 0), 0), ((-2, 3), -2), ((3, -4), -4)])
+    @pytest.mark.parametrize("widths, wrong", [((0, 3), 0), ((3, 0), 0), ((-2, 3), -2), ((3, -4), -4)], ids=str)
     def test_refuses_a_width_below_one(self, widths, wrong):
         with refuses(ValueError, mentions=[wrong]):
             feed_forward.GatedFeedForward(*widths)
 
 
 # FeedForwardSublayer --------------------------------------------------------------------------------------------------
+
+
+both_orders = pytest.mark.parametrize("norm_first", [True, False], ids=["norm first", "norm last"])
 
 
 def sublayer_by_hand(x, p, norm_first):
@@ -606,18 +609,25 @@ def branch_states(norm_first, dropout=0.3, p=0.3, rows=2000):
         possible = F.layer_norm(possible, (3,), state["norm.weight"], state["norm.bias"])
     distance, nearest = (found[:, None] - possible).abs().amax(-1).min(1)
     formula = "x + dropout(ffn(norm(x)))" if norm_first else "norm(x + dropout(ffn(x)))"
-    far = distance > 1e-4
-    got = [round(v, 3) for v in found[far][:1].flatten().tolist()]
+    far = ~(distance < 1e-4)  # nan is far too
+    got, whole = ([round(v, 3) for v in row.tolist()] for row in (found[far.long().argmax()], scale * weight + bias))
     expect(
         not far.any(),
         f"expected {formula} in training mode, with nothing but features of the branch dropped, got {got}",
-        f"for x = {x.tolist()}, where ffn gives {(scale * weight + bias).tolist()} if nothing is dropped in it",
+        f"for x = {x.tolist()}, where ffn gives {whole} if nothing is dropped in it",
     )
     return choices[nearest]
 
 
 class TestFeedForwardSublayer:
-    @pytest.mark.parametrize("norm_first", [True, False])
+    @both_orders
+    @pytest.mark.parametrize("training", [True, False], ids=["dropout 0", "eval"])
+    def test_computes_each_position_from_itself_alone(self, norm_first, training):
+        """The norm is over the features of one position, never over the sequence."""
+        sublayer = feed_forward.FeedForwardSublayer(4, 9, 0.0 if training else 0.3, norm_first)
+        assert_each_position_alone(filled(sublayer).train(training), 4)
+
+    @both_orders
     def test_known_values(self, norm_first):
         """A branch of zeros leaves x as it is, or normalized."""
         sublayer = feed_forward.FeedForwardSublayer(2, 3, 0.4, norm_first)
@@ -627,8 +637,8 @@ class TestFeedForwardSublayer:
         found = sublayer.eval()(torch.tensor([5.0, 3.0])).detach()
         assert_same(found, torch.tensor([5.0, 3.0] if norm_first else [1.0, -1.0]), rtol=1e-4)
 
-    @pytest.mark.parametrize("batch", [(), (4,), (1, 1), (2, 4), (2, 3, 2, 4)])
-    @pytest.mark.parametrize("norm_first", [True, False])
+    @pytest.mark.parametrize("batch", [(), (4,), (1, 1), (2, 4), (2, 3, 2, 4)], ids=str)
+    @both_orders
     def test_is_a_norm_a_network_and_a_residual_in_the_order_asked_for(self, norm_first, batch):
         """x + ffn(norm(x)), or norm(x + ffn(x)); x itself is not normalized in the first."""
         sublayer = filled(feed_forward.FeedForwardSublayer(3, 5, 0.4, norm_first)).double().eval()
@@ -641,7 +651,7 @@ class TestFeedForwardSublayer:
         x = sample(4, 3, dtype=torch.float64)
         assert_same(sublayer(x), sublayer_by_hand(x, sublayer.state_dict(), True), rtol=1e-9, atol=1e-9)
 
-    @pytest.mark.parametrize("norm_first", [True, False])
+    @both_orders
     def test_gradients_reach_x_and_every_parameter(self, norm_first):
         sublayer = filled(feed_forward.FeedForwardSublayer(3, 5, 0.0, norm_first=norm_first)).double()
         x, p = sample(2, 4, 3, dtype=torch.float64).requires_grad_(), dict(sublayer.named_parameters())
@@ -659,7 +669,7 @@ class TestFeedForwardSublayer:
             part = getattr(sublayer, name)
             expect(isinstance(part, kind), f"expected {name} to be a {kind.__name__}, it is a {type(part).__name__}")
 
-    @pytest.mark.parametrize("norm_first", [True, False])
+    @both_orders
     def test_its_parameters_are_those_of_the_norm_and_the_network(self, norm_first):
         sublayer = feed_forward.FeedForwardSublayer(3, 5, norm_first=norm_first)
         found = {k: list(v.shape) for k, v in sublayer.named_parameters()}
@@ -667,7 +677,7 @@ class TestFeedForwardSublayer:
         wanted |= {"ffn.fc2.weight": [3, 5], "ffn.fc2.bias": [3]}
         expect(found == wanted, f"expected parameters {wanted}, got {found}")
 
-    @pytest.mark.parametrize("norm_first", [True, False])
+    @both_orders
     def test_dropout_acts_on_the_branch_and_inside_ffn_but_not_on_x(self, norm_first):
         """What a residual connection carries past the branch must arrive."""
         states = branch_states(norm_first)
@@ -680,7 +690,7 @@ class TestFeedForwardSublayer:
         together = (states == 0).all(-1).float().mean().item()
         assert_share(together, 0.3**3, len(states), "all three features of a position to be dropped")
 
-    @pytest.mark.parametrize("norm_first", [True, False])
+    @both_orders
     def test_both_probabilities_are_a_tenth_unless_told_otherwise(self, norm_first):
         states = branch_states(norm_first, dropout=None, p=0.1)
         assert_share((states == 0).float().mean().item(), 0.1, states.numel(), "a feature of the branch to be dropped")
@@ -692,7 +702,7 @@ class TestFeedForwardSublayer:
             x = sample(4, 3, dtype=torch.float64)
             assert_same(sublayer(x), sublayer_by_hand(x, sublayer.state_dict(), norm_first), rtol=1e-9, atol=1e-9)
 
-    @pytest.mark.parametrize("norm_first", [True, False])
+    @both_orders
     def test_drops_what_the_generator_state_says(self, norm_first):
         sublayer, x = filled(feed_forward.FeedForwardSublayer(4, 9, 0.4, norm_first)).train(), sample(9, 4)
         with torch.random.fork_rng(devices=[]):
@@ -702,14 +712,7 @@ class TestFeedForwardSublayer:
             assert_same(sublayer(x), first)
         expect(not torch.equal(first, second), "expected other places to be dropped in the next call")
 
-    @pytest.mark.parametrize("norm_first", [True, False])
-    @pytest.mark.parametrize("training", [True, False], ids=["dropout 0", "eval"])
-    def test_computes_each_position_from_itself_alone(self, norm_first, training):
-        """The norm is over the features of one position, never over the sequence."""
-        sublayer = feed_forward.FeedForwardSublayer(4, 9, 0.0 if training else 0.3, norm_first)
-        assert_each_position_alone(filled(sublayer).train(training), 4)
-
-    @pytest.mark.parametrize("norm_first", [True, False])
+    @both_orders
     def test_leaves_x_as_it_is(self, norm_first):
         """x += ... would change the tensor that other parts of the model still use."""
         sublayer = filled(feed_forward.FeedForwardSublayer(3, 5, 0.3, norm_first))
@@ -720,7 +723,7 @@ class TestFeedForwardSublayer:
             assert_same(x, before, rtol=0, atol=0, what="x after the call")
             expect(x._version == version, "expected x never to be written to, it was")
 
-    @pytest.mark.parametrize("norm_first", [True, False])
+    @both_orders
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
     def test_keeps_half_precision_in_both_orders(self, norm_first, dtype):
         sublayer = filled(feed_forward.FeedForwardSublayer(5, 9, 0.3, norm_first)).to(dtype).eval()
@@ -736,7 +739,7 @@ class TestFeedForwardSublayer:
     @pytest.mark.parametrize("asked", HOUSE_RULES)
     def test_the_house_rules_hold_with_the_norm_last_too(self, asked):
         """What is asked of every function below is asked of the norm first there, and here of the other order."""
-        line = rule(
+        line = rules.Rule(
             "FeedForwardSublayer",
             lambda s: (s(s.n, 2, 5),),
             build=lambda m: filled(m.FeedForwardSublayer(5, 7, 0.3, False)).eval(),
@@ -748,14 +751,14 @@ class TestFeedForwardSublayer:
         texts = [repr(feed_forward.FeedForwardSublayer(3, 5, norm_first=first)) for first in (True, False)]
         expect(texts[0] != texts[1], f"expected repr to tell the two orders apart, both are {texts[0]}")
 
-    @pytest.mark.parametrize("norm_first", [True, False])
-    @pytest.mark.parametrize("shape", [(2, 4), (4, 6), (2, 1), (5,)])
+    @both_orders
+    @pytest.mark.parametrize("shape", [(2, 4), (4, 6), (2, 1), (5,)], ids=str)
     def test_refuses_another_last_dimension(self, norm_first, shape):
         sublayer = feed_forward.FeedForwardSublayer(3, 5, norm_first=norm_first)
         with refuses(LOUD):
             sublayer(sample(*shape))
 
-    @pytest.mark.parametrize("widths, wrong", [((0, 3), 0), ((3, 0), 0), ((-2, 3), -2), ((3, -4), -4)])
+    @pytest.mark.parametrize("widths, wrong", [((0, 3), 0), ((3, 0), 0), ((-2, 3), -2), ((3, -4), -4)], ids=str)
     def test_refuses_a_width_below_one(self, widths, wrong):
         with refuses(ValueError, mentions=[wrong]):
             feed_forward.FeedForwardSublayer(*widths)
@@ -882,9 +885,16 @@ class Spy(nn.Module):
         return x + 1
 
 
-def network(d=3, f=5, dtype=torch.float64):
-    """An ffn that is not the learner's."""
-    return filled(nn.Sequential(nn.Linear(d, f), nn.Tanh(), nn.Linear(f, d))).to(dtype)
+class Network(nn.Sequential):
+    """An ffn that is not the learner's, with a short name on the screen."""
+
+    def __repr__(self):
+        return "Network()"
+
+
+def network(dtype=torch.float64):
+    """Three features, five hidden ones."""
+    return filled(Network(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3))).to(dtype)
 
 
 class TestFeedForwardChunked:
@@ -926,9 +936,9 @@ class TestFeedForwardChunked:
     @pytest.mark.parametrize("nested", [True, False], ids=["nested", "flat"])
     def test_holds_the_hidden_activations_of_one_chunk_at_a_time(self, nothing, nested):
         """The hidden layer is wide, the output is not: what was used for one chunk must be gone before the next."""
-        ffn = nn.Sequential(nn.Linear(4, 1000), nn.ReLU(), nn.Linear(1000, 4))
+        ffn = Network(nn.Linear(4, 1000), nn.ReLU(), nn.Linear(1000, 4))
         if nested:
-            ffn = nn.Sequential(ffn)
+            ffn = Network(ffn)
         ffn.requires_grad_(nothing == "under no_grad")
         x = sample(2, 64, 4)
         peaks = []
@@ -965,7 +975,7 @@ class TestFeedForwardChunked:
             f"{chunks[0]}, got {many} against {few}",
         )
 
-    @pytest.mark.parametrize("shape", [(2, 0, 3), (0, 7, 3), (0, 0, 3), (2, 7, 0)])
+    @pytest.mark.parametrize("shape", [(2, 0, 3), (0, 7, 3), (0, 0, 3), (2, 7, 0)], ids=str)
     def test_batches_times_and_features_of_size_0(self, shape):
         ffn = nn.Tanh()
         found = feed_forward.feed_forward_chunked(ffn, sample(*shape), 4)
@@ -1006,8 +1016,8 @@ class TestFeedForwardChunked:
             ffn, x = ffn.to(device), x.to(device)
             with devices.no_strays():
                 found = feed_forward.feed_forward_chunked(ffn, x, 3)
-        expect(found.device.type == device, f"expected a result on {device}, got one on {found.device.type}")
-        assert_same(found, wanted, device=False, rtol=1e-4, atol=1e-5)
+            expect(found.device.type == device, f"expected a result on {device}, got one on {found.device.type}")
+            assert_same(found, wanted, device=False, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("chunk", [0, -1, -4])
     def test_refuses_a_chunk_below_one(self, chunk):

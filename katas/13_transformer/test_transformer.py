@@ -478,7 +478,7 @@ class TestMultiHeadAttention:
         query, key, value = (sample(2, n, 6, dtype=torch.float64) for n in (4, 5, 5))
         valid = torch.tensor([True, True, False, True, True])
         given = [query, key, value] if batch_first else [x.transpose(0, 1) for x in (query, key, value)]
-        wanted, _ = theirs(*given, key_padding_mask=~valid.expand(2, 5))
+        wanted, _ = theirs(*given, attn_mask=~valid.expand(4, 5))
         wanted = wanted if batch_first else wanted.transpose(0, 1)
         assert_same(mine(query, key, value, valid), wanted.detach(), **FLOAT64)
 
