@@ -493,10 +493,9 @@ class TestLabelSmoothingLoss:
             label_smoothing.label_smoothing_loss(*rows_of(), smoothing, spread)
 
     @pytest.mark.parametrize("reduction", ["average", "MEAN", ""])
-    @pytest.mark.parametrize("n", [0, 4])
-    def test_refuses_a_reduction_that_it_does_not_know(self, n, reduction):
+    def test_refuses_a_reduction_that_it_does_not_know(self, reduction):
         with refuses(ValueError):
-            label_smoothing.label_smoothing_loss(*rows_of(n), reduction=reduction)
+            label_smoothing.label_smoothing_loss(*rows_of(), reduction=reduction)
 
     @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
     def test_a_single_class_costs_nothing_and_has_no_others(self, smoothing):

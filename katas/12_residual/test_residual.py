@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dojo.compare import assert_same, assert_same_gradients, expect, gradients_of, refuses
-from dojo.guards import state_kept, unchanged
+from dojo.guards import count_ops, state_kept, unchanged
 from dojo.rules import rule
 from dojo.strategies import sample
 
@@ -444,6 +444,14 @@ class TestStochasticDepth:
         expect(0 not in sizes, "expected the branch to be called with rows alone, it was given none")
         expect_share(torch.arange(60) < len(sizes), 0.25, "calls for one sample that is kept")
 
+    def test_more_samples_take_no_more_operations(self):
+        counts = []
+        for n in (60, 600):
+            with count_ops() as ops:
+                residual.stochastic_depth(torch.ones(n, 3), torch.tanh, 0.5, generator=seeded())
+            counts.append(ops.total())
+        expect(counts[1] <= counts[0], f"expected no more operations for 600 samples than for 60, got {counts}")
+
     @pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
     def test_without_training_every_sample_goes_through_the_branch(self, p):
         x, generator = sample(50, 3, dtype=torch.float64), seeded()
@@ -702,8 +710,8 @@ RULES = [
     rule("HighwayBlock", lambda s: (s(s.n, 5),), build=lambda m: m.HighwayBlock(5), integers_refused=False,
          module={"shows": (5,), "state": ("fc.weight", "fc.bias", "gate.weight", "gate.bias")},
          fails=lambda s: (s(3, 4),)),
-    # So small a p that some of three rows are kept: with none the branch takes no operations.
-    rule("stochastic_depth", lambda s: (s(s.n, 4), torch.tanh, 0.125), random=True,
+    # Of a few rows all or none may be kept, which can save operations: their number has a spec of its own.
+    rule("stochastic_depth", lambda s: (s(s.n, 4), torch.tanh, 0.125), random=True, vectorised=False,
          fails=lambda s: (s(3, 4), torch.tanh, 1.5)),
     # The result is a list of floats, for a model that is the caller's: it stays on the CPU and in float32.
     rule("gradient_norms", lambda s: (nn.Sequential(nn.Linear(4, 3), nn.Tanh()), s(s.n, 4)), keeps_dtype=False,

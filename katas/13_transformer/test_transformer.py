@@ -297,7 +297,7 @@ class TestScaledDotProductAttention:
         q, k, v = (x.detach().to(dtype).requires_grad_() for x in qkv(2))
         valid = torch.tensor([True, True, False, True, True])
         output, _ = transformer.scaled_dot_product_attention(q * 100, k * 100, v, valid)
-        assert_same(output, attend(q * 100, k * 100, v, valid)[0], rtol=1e-3, atol=1e-3)
+        assert_same(output, attend(q * 100, k * 100, v, valid)[0], rtol=1e-2, atol=1e-2)
         expect(all(bool(g.isfinite().all()) for g in gradients_of(output, [q, k, v])), "expected finite gradients")
 
     @pytest.mark.parametrize("t, s", [(0, 5), (4, 0), (0, 0)])
