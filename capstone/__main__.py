@@ -1,7 +1,6 @@
 """`python -m capstone`: trains the classifier of digits.py with the katas as you have written them."""
 
 import argparse
-import re
 import sys
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from types import FrameType
 import torch
 
 from dojo import quick
-from dojo.loading import ROOT, Kata, LoadError, katas, load, spec_class
+from dojo.loading import ROOT, Kata, LoadError, katas, load, public_names, spec_class
 
 NEEDS = ("tensors", "views", "modules", "feed_forward", "optimization", "label_smoothing", "normalization", "residual",
          "transformer")  # fmt: skip
@@ -75,8 +74,8 @@ def _innermost(error: BaseException) -> FrameType:
 
 def _missing(name: str, kata: Kata) -> str:
     """What is to be written next, and the command that starts it."""
-    names = re.findall(r"^(?:def|class) (\w+)", kata.stub.read_text(), flags=re.MULTILINE)
-    return f"{name} of kata {kata.title} is not written yet\n  start here    {kata.command}::{spec_class(name, names)}"
+    specs = spec_class(name, public_names(kata.stub))
+    return f"{name} of kata {kata.title} is not written yet\n  start here    {kata.command}::{specs}"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """`python -m dojo COMMAND`: what there is to run beside pytest."""
 
 import argparse
+import contextlib
 import sys
 
-from dojo import reference_branch, stubs
-from dojo.loading import ROOT
+from dojo import reference_branch, stubs, watch
+from dojo.loading import ROOT, katas
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,6 +18,10 @@ def main(arguments: list[str] | None = None) -> int:
     branch = commands.add_parser("reference-branch", help="build the branch `reference`, in which every kata is solved")
     branch.add_argument("--base", default="main", help="the branch or commit that it is built on")
     branch.set_defaults(run=_reference_branch)
+    watching = commands.add_parser("watch", help="run a kata's specs at every save, warm")
+    watching.add_argument("kata", help="its number, as in `watch 03`")
+    watching.add_argument("arguments", nargs=argparse.REMAINDER, help="options for pytest, such as --hint")
+    watching.set_defaults(run=_watch)
     options = parser.parse_args(arguments)
     return options.run(options)
 
@@ -28,6 +33,17 @@ def _stubs(options: argparse.Namespace) -> int:
         return 1 if difference else 0
     for path in stubs.write():
         print(path.relative_to(ROOT))
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    kata = next((kata for kata in katas() if kata.number == options.kata.removeprefix("katas/").zfill(2)), None)
+    if kata is None:
+        print(f"there is no kata {options.kata}: there are {', '.join(kata.number for kata in katas())}")
+        return 1
+    with contextlib.suppress(KeyboardInterrupt):
+        watch.watch(kata, options.arguments)
+    print()
     return 0
 
 

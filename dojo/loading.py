@@ -72,6 +72,11 @@ def kata_of(path: Path) -> Kata | None:
     return None
 
 
+def public_names(path: Path) -> list[str]:
+    """The functions and classes that a file defines for others, in order."""
+    return re.findall(r"^(?:def|class) ([A-Za-z]\w*)", path.read_text(), flags=re.MULTILINE)
+
+
 def spec_class(name: str, names: Sequence[str] = ()) -> str:
     """The class of specs for a public name among the kata's `names`: TestCenterCrop for center_crop, TestMLP for MLP.
 

@@ -34,10 +34,12 @@ def run(arguments: Sequence[str], folder: Path = ROOT, timeout: float = 120, env
     with tempfile.TemporaryFile() as output:
         process = _context().Process(target=_child, args=(list(arguments), str(folder), env, _Handle(output.fileno())))
         process.start()
-        process.join(timeout)
-        if process.is_alive():
-            process.kill()
-            process.join()
+        try:
+            process.join(timeout)
+        finally:  # also where ctrl-C ends the waiting
+            if process.is_alive():
+                process.kill()
+                process.join()
         output.seek(0)
         return Run(process.exitcode, output.read().decode(errors="replace"))
 
