@@ -105,6 +105,8 @@ def _switch_benchmarks_off(config):
     """pytest-benchmark refuses --benchmark-only beside --benchmark-disable, so this cannot stand in addopts."""
     if hasattr(config.option, "benchmark_disable") and not _benchmarks_asked(config):
         config.option.benchmark_disable = True
+    if getattr(config.option, "benchmark_quiet", None) is False and config.option.verbose <= 0:
+        config.option.benchmark_quiet = True  # the screen has a shorter table: dojo/ratios.py
     if getattr(config.option, "benchmark_storage", "") == "file://./.benchmarks":
         config.option.benchmark_storage = f"file://{ROOT / '.benchmarks'}"  # not in whatever folder one stands in
 

@@ -12,6 +12,7 @@ from _pytest.terminal import TerminalReporter
 
 from dojo.findings import WIDTH, Finding, finished, parts_of, short, wrap
 from dojo.loading import ROOT, Kata, kata_of, katas
+from dojo.ratios import ratios
 
 HEIGHT = 15
 # Least important first: what is left out of a screen that would be too high.
@@ -29,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not all(path.resolve().is_relative_to(ROOT / "katas") for path in targets):
         return
     option = config.option
-    if option.collectonly or option.tbstyle != "auto" or option.verbose > 0 or getattr(option, "benchmark_only", False):
+    if option.collectonly or option.tbstyle != "auto" or option.verbose > 0:
         config.pluginmanager.register(Summary(config), "katas-summary")
         return
     config.pluginmanager.unregister(reporter)
@@ -184,6 +185,9 @@ class Screen(TerminalReporter):
         if not titles:
             return [] if self.crashes else ["no specs were run"]
         lines = overview(progress, titles)
+        session = getattr(self.config, "_benchmarksession", None)
+        if session and session.benchmarks:
+            lines += ["", "yours, and how many times as long the others take:", *ratios(session.benchmarks)]
         for kata in titles:
             finding = progress.first(kata)
             if finding:

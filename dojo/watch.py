@@ -20,7 +20,7 @@ def watch(kata: Kata, arguments: list[str]) -> None:
     if not warm.FORKS:
         print("this system cannot fork: each run starts a process of its own, which takes longer")
     seen = {each.stub: _text(each.stub) for each in katas()}
-    for saved in _saves(kata.stub):
+    for saved in _saves(kata.stub, seen):
         kata = kata_of(saved)
         before, seen[kata.stub] = seen[kata.stub], _text(kata.stub)
         classes = specs_of(kata, changed(before, seen[kata.stub]))
@@ -48,13 +48,18 @@ def specs_of(kata: Kata, names: list[str]) -> list[str]:
     return classes if all(f"\nclass {name}" in text for name in classes) else []
 
 
-def _saves(first: Path) -> Iterator[Path]:
-    """The file to begin with, and then each one in a kata's folder that is saved."""
+def _saves(first: Path, seen: dict[Path, str]) -> Iterator[Path]:
+    """The file to begin with, and then each one that is saved: stubs whose text is not the one seen, and specs."""
     from watchfiles import watch as changes
 
     yield first
-    for batch in changes(ROOT / "katas", watch_filter=lambda _, path: path.endswith(".py"), debounce=100, step=20):
-        yield from sorted({Path(path) for _, path in batch if Path(path).exists() and kata_of(Path(path))})
+    for batch in changes(
+        ROOT / "katas", watch_filter=lambda _, path: path.endswith(".py"), debounce=100, step=20,
+        rust_timeout=500, yield_on_timeout=True,
+    ):  # fmt: skip
+        specs = {Path(path) for _, path in batch if kata_of(Path(path)) and Path(path) not in seen}
+        # Looked at each time: what is saved before this begins to listen is no event.
+        yield from sorted(specs | {stub for stub, text in seen.items() if _text(stub) != text})
 
 
 def _show(kata: Kata, classes: list[str], arguments: list[str]) -> int:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from dojo import stubs
 from dojo.loading import ROOT
 from dojo.watch import changed, specs_of
 from tests.support import KATAS, reference
@@ -39,42 +40,38 @@ def test_a_helper_has_no_specs_of_its_own():
 
 
 def test_each_save_is_told_and_an_interrupt_ends_it(house):
-    stub = house / STUB
-    untouched, solved = stub.read_text(), reference(VIEWS)
+    stubs.write(house)
+    stub, solved = house / STUB, reference(VIEWS)
     watching = subprocess.Popen(
         [sys.executable, "-m", "dojo", "watch", "03", "-p", "no:cacheprovider"], cwd=house, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": str(house)},
     )  # fmt: skip
 
-    def screen():
-        """Everything up to the line that ends a screen."""
-        lines = []
+    def expect_screen(words):
+        """Reads on until a screen has these words: a save can be seen while the file is half written."""
         for line in watching.stdout:
-            lines.append(line)
-            if line.startswith("watching"):
-                return "".join(lines)
-        raise AssertionError("".join(lines))
+            if words in line:
+                return
+        raise AssertionError(f"the watch ended without {words!r}")
 
     try:
-        assert "same_storage is not written yet" in screen()
+        expect_screen("same_storage is not written yet")
         stub.write_text(solved)
-        while "03 views is done. Next: edit katas/04_gradients/gradients.py" not in screen():
-            pass
+        expect_screen("03 views is done. Next: edit katas/04_gradients/gradients.py")
         stub.write_text(solved.replace("    return ", "    return (", 1))
-        assert "cannot be loaded" in screen()
+        expect_screen("cannot be loaded")
         stub.write_text(solved)
-        while "03 views is done" not in screen():
-            pass
-        stub.write_text(solved.replace("n = x.shape[-1]", "while True: pass", 1) + "\nwhile True: pass\n")
-        assert "cannot be loaded" in screen()
+        expect_screen("03 views is done")
+        stub.write_text(solved + "\nwhile True: pass\n")
+        expect_screen("cannot be loaded")
         other = house / "katas" / "04_gradients" / "gradients.py"
         other.write_text(other.read_text() + "\n# saved\n")
-        assert "04 gradients   0 of 8 done" in screen()
+        expect_screen("04 gradients   0 of 8 done")
         watching.send_signal(signal.SIGINT)
         assert watching.wait(timeout=30) == 0
     finally:
         watching.kill()
-        stub.write_text(untouched)
+        stubs.write(house)
 
 
 def test_a_kata_that_does_not_exist_is_named_with_those_that_do():
