@@ -45,6 +45,7 @@ def test_each_save_is_told_and_an_interrupt_ends_it(house):
     watching = subprocess.Popen(
         [sys.executable, "-m", "dojo", "watch", "03", "-p", "no:cacheprovider"], cwd=house, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": str(house)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a job in the background
     )  # fmt: skip
 
     def expect_screen(words):
