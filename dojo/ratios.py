@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterable
 from itertools import groupby
 
-WIDTH = 80
+from dojo.findings import WIDTH
 
 
 def ratios(benchmarks: Iterable) -> list[str]:
