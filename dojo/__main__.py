@@ -3,9 +3,10 @@
 import argparse
 import contextlib
 import sys
+from pathlib import Path
 
 from dojo import reference_branch, stubs, watch
-from dojo.loading import ROOT, katas
+from dojo.loading import ROOT, Kata, katas
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,6 +23,11 @@ def main(arguments: list[str] | None = None) -> int:
     watching.add_argument("kata", help="its number, as in `watch 03`")
     watching.add_argument("arguments", nargs=argparse.REMAINDER, help="options for pytest, such as --hint")
     watching.set_defaults(run=_watch)
+    trial = commands.add_parser("experiment", help="measure and draw with what you wrote in a kata")
+    trial.add_argument("kata", help="its number, as in `experiment 03`")
+    trial.add_argument("--impl", metavar="FOLDER", help="take `reference`, or the solutions in a folder")
+    trial.add_argument("--save", metavar="FILE", type=Path, help="where the figure goes, as PNG")
+    trial.set_defaults(run=_experiment)
     options = parser.parse_args(arguments)
     return options.run(options)
 
@@ -36,10 +42,31 @@ def _stubs(options: argparse.Namespace) -> int:
     return 0
 
 
-def _watch(options: argparse.Namespace) -> int:
-    kata = next((kata for kata in katas() if kata.number == options.kata.removeprefix("katas/").zfill(2)), None)
+def _kata(words: str) -> Kata | None:
+    """The kata that `03`, `3`, `katas/03` or `katas/03_views` names; where there is none, says which there are."""
+    number = words.rstrip("/").removeprefix("katas/").split("_")[0].zfill(2)
+    kata = next((kata for kata in katas() if kata.number == number), None)
     if kata is None:
-        print(f"there is no kata {options.kata}: there are {', '.join(kata.number for kata in katas())}")
+        print(f"there is no kata {words}: there are {', '.join(kata.number for kata in katas())}", file=sys.stderr)
+    return kata
+
+
+def _experiment(options: argparse.Namespace) -> int:
+    from dojo import experiment, programs  # these import torch, which no other command needs
+
+    kata = _kata(options.kata)
+    if kata is None:
+        return 1
+    try:
+        return experiment.run(kata, programs.implementation(options.impl), options.save)
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _watch(options: argparse.Namespace) -> int:
+    kata = _kata(options.kata)
+    if kata is None:
         return 1
     with contextlib.suppress(KeyboardInterrupt):
         watch.watch(kata, options.arguments)
