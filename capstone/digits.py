@@ -66,10 +66,11 @@ class Epoch:
     number: int
     loss: float
     accuracy: float  # on the held-out digits, from 0 to 1
+    model: Classifier
 
 
-def train(seed: int = 0, epochs: int = 30, batch_size: int = 64) -> Iterator[Epoch]:
-    """Trains a classifier and tells after each epoch how it does."""
+def train(seed: int = 0, epochs: int = 30, batch_size: int = 64, padding: int = 1) -> Iterator[Epoch]:
+    """Trains a classifier, on crops of digits padded by so many pixels, and tells after each epoch how it does."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     digits = load(generator)
@@ -84,7 +85,7 @@ def train(seed: int = 0, epochs: int = 30, batch_size: int = 64) -> Iterator[Epo
             digits.images, digits.labels, batch_size=batch_size, shuffle=True, generator=generator
         ):
             optimizer.zero_grad()
-            loss = label_smoothing_loss(model(random_crop(images, padding=1, generator=generator)), labels, 0.1)
+            loss = label_smoothing_loss(model(random_crop(images, padding, generator=generator)), labels, 0.1)
             loss.backward()
             clip_grad_norm_(model.parameters(), max_norm=1.0)
             optimizer.step()
@@ -93,4 +94,4 @@ def train(seed: int = 0, epochs: int = 30, batch_size: int = 64) -> Iterator[Epo
         _, accuracy = evaluate(
             model, nn.functional.cross_entropy, batches(digits.held_out_images, digits.held_out_labels, batch_size=256)
         )
-        yield Epoch(number, total / len(digits.images), accuracy)
+        yield Epoch(number, total / len(digits.images), accuracy, model)

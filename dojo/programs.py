@@ -1,4 +1,4 @@
-"""Programs put together of the katas, as the capstone and the experiments are: `import views` finds a learner's file."""
+"""Programs put together of the katas, as capstone and experiments are: `import views` finds the learner's file."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -55,7 +55,7 @@ def implementation(folder: str | None) -> Path | None:
 
 
 def run(program: Callable[[], object], folder: Path | None) -> int:
-    """Runs a program on the katas and returns its exit code; what is missing is named with the command that starts it."""
+    """Runs a program on the katas and returns its exit code; names what is missing, and the command that starts it."""
     files = {kata.implementation(folder): kata for kata in katas()}
     quick.leave_dynamo_out()
     try:

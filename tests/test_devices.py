@@ -96,3 +96,9 @@ def test_fork_rng_works_beside_the_simulated_device():
     with torch.random.fork_rng():
         torch.rand(3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_torch_that_cannot_simulate_a_device_skips_the_spec_and_says_so(monkeypatch):
+    monkeypatch.setattr("dojo.devices.CAN_SIMULATE", False)
+    with pytest.raises(pytest.skip.Exception, match=r"torch before 2.10 cannot simulate a device"), on("sim"):
+        pass

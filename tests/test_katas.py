@@ -39,10 +39,10 @@ def rule_names(kata: Kata) -> list[str]:
     return [call.args[0].value for call in sorted(rules, key=lambda call: call.lineno)]
 
 
-def outcomes(kata: Kata, impl, tmp_path) -> list[ElementTree.Element]:
-    """Every spec of a kata on the code in a folder, as junit test cases."""
+def outcomes(kata: Kata, impl, tmp_path, *options: str) -> list[ElementTree.Element]:
+    """Every spec of a kata on the code in a folder, or those that the options select, as junit test cases."""
     xml = tmp_path / "junit.xml"
-    ended = run(kata.command.split()[1], f"--impl={impl}", f"--junitxml={xml}")
+    ended = run(kata.command.split()[1], f"--impl={impl}", f"--junitxml={xml}", *options)
     assert xml.exists(), ended.output
     return list(ElementTree.parse(xml).iter("testcase"))
 

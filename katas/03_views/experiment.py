@@ -91,7 +91,9 @@ def table(measured: Measured) -> list[str]:
 
 
 def draw(measured: Measured) -> Figure:
-    figure, axes = canvas("Views read one memory in another order; patches stand in none, and are copied", rows=2, columns=3, height=6.8)
+    figure, axes = canvas(
+        "Views read one memory in another order; patches stand in none, and are copied", rows=2, columns=3, height=6.8
+    )
     for axis, (name, places) in zip(axes, measured.offsets.items(), strict=True):
         axis.imshow(places, vmin=0, vmax=35)
         for row, line in enumerate(places.tolist()):

@@ -207,8 +207,8 @@ class TestCausalMask:
 
     @on_each_device
     def test_is_made_on_the_device_that_is_asked_for(self, device):
-        for spelling in (device, torch.device(device)):
-            with devices.on(device):
+        with devices.on(device):
+            for spelling in (device, torch.device(device)):
                 with devices.no_strays():
                     found = masks.causal_mask(4, device=spelling)
                 expect(found.device.type == device, f"expected a mask on {device}, got one on {found.device.type}")

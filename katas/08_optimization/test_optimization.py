@@ -527,6 +527,7 @@ class TestClipGradNorm:
             leaf.grad = torch.tensor([3.0, 4.0]).to(device)
             with devices.no_strays():
                 found = optimization.clip_grad_norm_([leaf], max_norm)
+            expect(found.device.type == device, f"expected the norm on {device}, got it on {found.device.type}")
             assert_same(found, torch.tensor(5.0), device=False, dtype=False)
             wanted = torch.tensor([0.6, 0.8]) if max_norm == 1 else torch.tensor([3.0, 4.0])
             assert_same(leaf.grad, wanted.to(device), rtol=1e-5, what=".grad")

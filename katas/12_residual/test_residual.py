@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from dojo import devices
 from dojo.compare import assert_same, assert_same_gradients, expect, gradients_of, refuses
 from dojo.guards import count_ops, state_kept, unchanged
 from dojo.rules import rule
@@ -541,6 +542,16 @@ class TestGradientNorms:
     def test_tells_each_layer_in_order(self, n):
         model, x = network(), sample(n, 4, dtype=torch.float64)
         expect_norms(residual.gradient_norms(model, x), norms_of(model, x))
+
+    @pytest.mark.parametrize("device", devices.DEVICES)
+    def test_works_on_another_device(self, device):
+        model, x = network(), sample(3, 4, dtype=torch.float64)
+        wanted = norms_of(model, x)
+        with devices.on(device):
+            model, x = model.to(device), x.to(device)
+            with devices.no_strays():
+                found = residual.gradient_norms(model, x)
+        expect_norms(found, wanted)
 
     def test_a_single_layer_and_more_dimensions_will_do(self):
         for model, shape in ((nn.Sequential(filled(nn.Linear(4, 2))), (3, 4)), (network(), (2, 3, 4))):

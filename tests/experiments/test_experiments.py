@@ -32,7 +32,7 @@ def test_the_table_fits_the_screen_and_the_figure_can_be_read(kata: Kata, tmp_pa
     assert figure.get_suptitle()
     for axes in figure.axes:
         if axes.lines or axes.containers:
-            assert axes.get_xlabel() and axes.get_ylabel() or axes.get_yticklabels()
+            assert (axes.get_xlabel() and axes.get_ylabel()) or axes.get_yticklabels()
         texts = [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
         assert all(text.get_fontsize() >= 9 for text in texts if text.get_text())
 
@@ -60,9 +60,7 @@ def test_a_function_that_is_missing_is_named_with_the_command_that_starts_it(unt
 
 def test_what_is_not_installed_is_named_with_its_requirements(untouched):
     hidden = "import sys; sys.modules['matplotlib'] = None; from dojo.__main__ import main; sys.exit(main())"
-    ended = subprocess.run(
-        [sys.executable, "-c", hidden, "experiment", "03"], cwd=ROOT, capture_output=True, text=True
-    )
+    ended = subprocess.run([sys.executable, "-c", hidden, "experiment", "03"], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 1
     assert "pip install -r requirements-experiments.txt" in ended.stderr
 
