@@ -28,6 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     trial.add_argument("--impl", metavar="FOLDER", help="take `reference`, or the solutions in a folder")
     trial.add_argument("--save", metavar="FILE", type=Path, help="where the figure goes, as PNG")
     trial.set_defaults(run=_experiment)
+    speed = commands.add_parser(
+        "speed", help="measure the reference against torch's own, and write reference/README.md"
+    )
+    speed.set_defaults(run=_speed)
     options = parser.parse_args(arguments)
     return options.run(options)
 
@@ -62,6 +66,13 @@ def _experiment(options: argparse.Namespace) -> int:
     except FileNotFoundError as error:
         print(error, file=sys.stderr)
         return 2
+
+
+def _speed(options: argparse.Namespace) -> int:
+    from dojo import speed
+
+    speed.write()
+    return 0
 
 
 def _watch(options: argparse.Namespace) -> int:

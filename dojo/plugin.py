@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dojo import findings
+from dojo.language import LANGUAGES, preferred
 from dojo.limits import HAS_ALARM, Hung, start_alarm, stays, stop_alarm
 from dojo.loading import ROOT, Kata, LoadError, Recorder, kata_of, katas, load
 
@@ -23,6 +24,7 @@ gc.disable()  # a collection over torch's modules while they load costs a third 
 def pytest_addoption(parser):
     group = parser.getgroup("katas")
     group.addoption("--impl", metavar="FOLDER", help="run the specs on `reference`, or on the solutions in a folder")
+    group.addoption("--lang", choices=LANGUAGES, help="words and hints in this language; else in the environment's")
     group.addoption("--hint", nargs="?", const="1", metavar="N", help="show the first N hints for what is not done")
 
 
@@ -32,6 +34,7 @@ def pytest_configure(config):
     _take_back_swallowed_path(config)
     config.args = [_expand(argument, config.invocation_params.dir) for argument in config.args]
     config.option.impl = _implementation(config)
+    config.option.lang = config.option.lang or preferred()
     if not config.getoption("hypothesis_seed", None):
         config.option.hypothesis_seed = "0"  # one verdict for one file; another seed explores further
     if config.option.continue_on_collection_errors is False:

@@ -11,6 +11,7 @@ from _pytest.config import create_terminal_writer
 from _pytest.terminal import TerminalReporter
 
 from dojo.findings import WIDTH, Finding, finished, parts_of, short, wrap
+from dojo.language import page, translate
 from dojo.loading import ROOT, Kata, kata_of, katas
 from dojo.ratios import ratios
 
@@ -82,7 +83,7 @@ class Progress:
         return next((f for f in findings if f.state in ("failed", "not started")), None)
 
 
-def headline(progress: Progress, kata: str) -> str:
+def headline(progress: Progress, kata: str, language: str = "en") -> str:
     """`03 views   4 of 12 done   same_storage element_offset ...`"""
     title = kata.replace("_", " ")
     if any(f.state == "unreadable" for f in progress.of(kata)):
@@ -93,13 +94,14 @@ def headline(progress: Progress, kata: str) -> str:
     done = [name for name, state in states.items() if state == "passed"]
     left = sum(state == "not run" for state in states.values())
     rest = f" ({left} not run)" if left else ""
-    return _list(f"{title}   {len(done)} of {len(states) - left} done{rest}   ", done).rstrip()
+    counted = translate(f"{title}   {len(done)} of {len(states) - left} done{rest}", language)
+    return _list(f"{counted}   ", done).rstrip()
 
 
-def overview(progress: Progress, katas: list[str]) -> list[str]:
+def overview(progress: Progress, katas: list[str], language: str = "en") -> list[str]:
     """A line for each kata; of many, those in a row that are all done or not started share one."""
     if len(katas) <= 6:
-        return [headline(progress, kata) for kata in katas]
+        return [headline(progress, kata, language) for kata in katas]
     lines = []
     for word, group in itertools.groupby(katas, lambda kata: _word(progress, kata)):
         alike = list(group)
@@ -107,7 +109,7 @@ def overview(progress: Progress, katas: list[str]) -> list[str]:
             first, last = (kata.replace("_", " ") for kata in (alike[0], alike[-1]))
             lines.append(f"{first} to {last}   {word}")
         else:
-            lines += [headline(progress, kata) for kata in alike]
+            lines += [headline(progress, kata, language) for kata in alike]
     return lines
 
 
@@ -167,7 +169,8 @@ class Screen(TerminalReporter):
         result = yield
         self._tw, self.currentfspath = self._out, None
         for line in self.lines(session.exitstatus):
-            self.write_line(line)
+            for part in wrap(translate(line, self.config.option.lang), 0) or [""]:
+                self.write_line(part)
         for crash in self.crashes:
             self.write_line(crash)
         self.config.hook.pytest_terminal_summary(
@@ -184,7 +187,7 @@ class Screen(TerminalReporter):
         progress, titles = self.progress, self.progress.katas()
         if not titles:
             return [] if self.crashes else ["no specs were run"]
-        lines = overview(progress, titles)
+        lines = overview(progress, titles, self.config.option.lang)
         session = getattr(self.config, "_benchmarksession", None)
         if session and session.benchmarks:
             lines += ["", "yours, and how many times as long the others take:", *ratios(session.benchmarks)]
@@ -215,7 +218,7 @@ class Screen(TerminalReporter):
         rungs = int(self.config.option.hint or 0)
         parts = parts_of(finding, hint=not rungs)
         if rungs:
-            parts += [("hint", line) for line in hints(kata, finding.function, rungs)]
+            parts += [("hint", line) for line in hints(kata, finding.function, rungs, self.config.option.lang)]
         if single:
             states = progress.states(kata)
             rest = {
@@ -289,15 +292,16 @@ class Summary:
 
     def pytest_terminal_summary(self, terminalreporter):
         for kata in self.progress.katas():
-            terminalreporter.write_line(headline(self.progress, kata))
+            line = headline(self.progress, kata, self.config.option.lang)
+            terminalreporter.write_line(translate(line, self.config.option.lang))
 
 
 # Hints ----------------------------------------------------------------------------------------------------------------
 
 
-def hints(kata: str, function: str, count: int) -> list[str]:
+def hints(kata: str, function: str, count: int, language: str) -> list[str]:
     """The first `count` rungs of a function's ladder, wrapped for the screen."""
-    rungs = ladder(kata_of_name(kata).hints.read_text(), function)
+    rungs = ladder(page(kata_of_name(kata).hints, language).read_text(), function)
     lines = [f"  hint {min(count, len(rungs))} of {len(rungs)}"] if rungs else ["  there is no hint for it"]
     for rung in rungs[:count]:
         lines += textwrap.wrap(rung, WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)

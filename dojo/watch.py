@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dojo import warm
+from dojo.language import preferred, translate
 from dojo.loading import ROOT, Kata, kata_of, katas, public_names, spec_class
 
 CLEAR = "\x1b[2J\x1b[H"
@@ -64,15 +65,22 @@ def _saves(first: Path, seen: dict[Path, str]) -> Iterator[Path]:
 
 def _show(kata: Kata, classes: list[str], arguments: list[str]) -> int:
     """Runs these classes of specs, or all, and puts the screen in the place of the one before."""
-    terminal = sys.stdout.isatty()
+    terminal, language = sys.stdout.isatty(), _language(arguments)
     targets = [f"{kata.spec}::{name}" for name in classes] or [str(kata.spec)]
     ended = warm.run([*targets, *(["--color=yes"] if terminal else []), *arguments])
     print(f"{CLEAR if terminal else ''}{ended.output.strip()}\n")
     following = next((each for each in katas() if each.number > kata.number), None)
     if ended.exit_code == 0 and not classes and following:
-        print(f"{kata.title} is done. Next: edit {following.stub.relative_to(ROOT)}, and this watch follows.")
-    print(f"watching {kata.stub.relative_to(ROOT)}; ctrl-C ends it", flush=True)
+        done = f"{kata.title} is done. Next: edit {following.stub.relative_to(ROOT)}, and this watch follows."
+        print(translate(done, language))
+    print(translate(f"watching {kata.stub.relative_to(ROOT)}; ctrl-C ends it", language), flush=True)
     return ended.exit_code
+
+
+def _language(arguments: list[str]) -> str:
+    """What pytest is told, or the environment's."""
+    given = next((argument for argument in arguments if argument.startswith("--lang=")), None)
+    return given.removeprefix("--lang=") if given else preferred()
 
 
 def _text(path: Path) -> str:

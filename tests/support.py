@@ -23,6 +23,7 @@ def save(folder: Path, kata: Kata, source: str) -> Path:
 
 
 def run(*arguments: object, folder: Path = ROOT, timeout: float = 60) -> warm.Run:
-    """A warm run that writes nothing into the folder, and does not know that a test of ours started it."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    """A warm run that writes nothing into the folder, in English, and does not know who started it."""
+    of_the_user = ("PYTEST_", "LANG", "LC_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(of_the_user)}
     return warm.run([*map(str, arguments), "-p", "no:cacheprovider"], folder, timeout, environment)

@@ -78,4 +78,4 @@ def test_each_save_is_told_and_an_interrupt_ends_it(house):
 def test_a_kata_that_does_not_exist_is_named_with_those_that_do():
     ended = subprocess.run([sys.executable, "-m", "dojo", "watch", "77"], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 1
-    assert "no kata 77" in ended.stdout and "03" in ended.stdout
+    assert "no kata 77" in ended.stderr and "03" in ended.stderr

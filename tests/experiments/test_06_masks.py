@@ -7,7 +7,7 @@ def test_with_the_mask_more_padding_changes_nothing(measured):
     assert accuracy.max() - accuracy.min() < 0.005
 
 
-def test_without_the_mask_digits_are_read_as_long_as_the_padding_is_that_of_training(measured):
+def test_without_the_mask_accuracy_falls_as_padding_grows(measured):
     for pooling in (ZERO, LEARNED):
         accuracy = measured.accuracy[pooling]
         assert accuracy[0] > 0.8

@@ -1,20 +1,22 @@
-def test_a_mask_per_step_erases_every_unit_and_a_locked_one_half_of_them(measured):
+def test_a_mask_per_step_erases_every_unit_and_a_locked_one_about_half_of_them(measured):
     assert measured.survivors["none"][-1] == 1
     assert 0.4 < measured.survivors["locked"][-1] < 0.6
     assert measured.survivors["per step"][-1] == 0
 
 
-def test_a_network_recalls_over_more_steps_with_a_locked_mask_than_with_a_mask_per_step(measured):
-    dropout_on, after_16 = 0, -2
-    locked, per_step = (measured.recalled[mask][dropout_on, after_16] for mask in ("locked", "per step"))
-    assert locked > per_step + 0.25
-    assert all(recalled[dropout_on, 0] > 0.8 for recalled in measured.recalled.values())
+def test_a_network_learns_to_recall_over_more_steps_with_a_locked_mask_than_with_a_mask_per_step(measured):
+    shortest, after_16 = 0, 2
+    assert all(shares[shortest] > 0.8 for shares in measured.recalled.values())
+    assert measured.recalled["locked"][after_16] > measured.recalled["per step"][after_16] + 0.3
 
 
-def test_beyond_the_data_the_std_of_mc_dropout_grows_less_than_the_error_and_covers_little_of_the_truth(measured):
-    seen = measured.seen()
-    for p, std in measured.std.items():
-        errors, covered = measured.errors(p), measured.covered(p)
-        assert errors[:, ~seen].mean() / errors[:, seen].mean() > 2 * std[:, ~seen].mean() / std[:, seen].mean()
-        assert covered[:, seen].mean() > 0.8
-        assert covered[:, ~seen].mean() < 0.6
+def test_beyond_the_data_the_error_grows_more_than_the_std_of_mc_dropout(measured):
+    def growth(values):
+        return values[:, ~measured.within].mean() / values[:, measured.within].mean()
+
+    assert growth(measured.errors) > 2 * growth(measured.std)
+
+
+def test_two_std_of_mc_dropout_cover_the_truth_within_the_data_and_little_of_it_beyond(measured):
+    assert measured.covered[:, measured.within].mean() > 0.8
+    assert measured.covered[:, ~measured.within].mean() < 0.5

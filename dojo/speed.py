@@ -1,0 +1,332 @@
+"""How the reference solutions compare in time with torch's own operations: the table in reference/README.md."""
+
+import math
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import rnn
+
+from dojo import programs, quick
+from dojo.loading import ROOT
+
+README = ROOT / "reference" / "README.md"
+SLOW = 2.0
+ROUNDS = 15
+SECONDS = 0.02  # for one measurement of a pair's faster side, at least
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A function of a kata and what torch has for the same; both are called with `inputs`."""
+
+    kata: str
+    name: str
+    ours: Callable
+    torchs: Callable
+    inputs: tuple
+    backward: bool = True
+    why: str = ""  # it is slower, where it is
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long a reference takes as torch's own."""
+
+    pair: Pair
+    forward: float
+    both: float | None  # forward and backward; None where nothing is differentiated
+
+
+def pairs() -> Iterator[Pair]:
+    """Every reference that torch has its own operation for, with inputs of a realistic size; needs the katas."""
+    import feed_forward
+    import gradients
+    import graph
+    import label_smoothing
+    import masks
+    import modules
+    import normalization
+    import optimization
+    import tensors
+    import transformer
+    import variational_dropout
+    import views
+
+    torch.manual_seed(0)
+    rows, batch, images = torch.randn(4096, 256), torch.randn(32, 128, 256), torch.randn(64, 3, 64, 64)
+    logits, classes = torch.randn(2048, 1000), torch.randint(0, 1000, (2048,))
+    wide, column = torch.randn(1024, 1024), torch.randn(1024)
+
+    def leaf(x: Tensor) -> Tensor:
+        return x.clone().requires_grad_()
+
+    passes = "torch does it in one pass over the memory; each operation that it is composed of here makes one"
+    checks = "what it is asked to check costs as much as the rest"
+
+    # 01
+    mse = (leaf(rows), torch.randn(4096, 256))
+    yield Pair("01", "strict_mse", tensors.strict_mse, F.mse_loss, mse, why=passes)
+    yield Pair(
+        "01", "one_hot", lambda i: tensors.one_hot(i, 1000), lambda i: F.one_hot(i, 1000).float(), (classes,), False
+    )
+    yield Pair(
+        "01", "standardize", lambda x: tensors.standardize(x, -1), lambda x: F.layer_norm(x, x.shape[-1:]),
+        (leaf(rows),), why=passes,
+    )  # fmt: skip
+    points = (leaf(torch.randn(256, 64)), leaf(torch.randn(256, 64)))
+    yield Pair(
+        "01", "pairwise_sq_dists", tensors.pairwise_sq_dists,
+        lambda x, y: torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square(), points,
+        why="the differences [n m d], which keep equal rows at exactly 0, are held in memory; cdist sums on the way",
+    )  # fmt: skip
+    yield Pair(
+        "01", "batched_gather", tensors.batched_gather,
+        lambda x, i: x.gather(1, i[..., None].expand(-1, -1, x.shape[-1])),
+        (leaf(batch), torch.randint(0, 128, (32, 64))), why=checks,
+    )  # fmt: skip
+    yield Pair("01", "outer_sum", tensors.outer_sum, lambda a, b: a[:, None] + b, (leaf(column), leaf(column)))
+
+    # 02
+    x = torch.randn(64, 64, requires_grad=True)
+    deep = x
+    for _ in range(30):
+        deep = (deep @ x).tanh()
+    total = deep.sum()
+    yield Pair(
+        "02", "gradients", lambda: graph.gradients(total, [x]),
+        lambda: torch.autograd.grad(total, [x], retain_graph=True), (), False,
+        why="one Python call a node, where torch's engine is C++",
+    )  # fmt: skip
+
+    # 03
+    signal = leaf(torch.randn(64, 4096))
+    yield Pair(
+        "03", "sliding_windows", lambda x: views.sliding_windows(x, 16, 4), lambda x: x.unfold(-1, 16, 4), (signal,),
+        why="a view costs microseconds: the checks in Python are as long as the call",
+    )  # fmt: skip
+    yield Pair(
+        "03", "diagonal", views.diagonal, lambda x: x.diagonal(dim1=-2, dim2=-1), (leaf(wide),),
+        why="a view costs microseconds: the checks in Python are as long as the call",
+    )  # fmt: skip
+    yield Pair("03", "patchify", lambda x: views.patchify(x, 8), lambda x: F.unfold(x, 8, stride=8).mT, (leaf(images),))
+    yield Pair(
+        "03", "unpatchify", lambda x: views.unpatchify(x, 8, 64, 64), lambda x: F.fold(x.mT, (64, 64), 8, stride=8),
+        (leaf(torch.randn(64, 64, 192)),),
+    )  # fmt: skip
+
+    # 04
+    function = "a Function in Python is called in both directions, and backward by formula has more operations"
+    yield Pair("04", "Square", gradients.Square.apply, torch.square, (leaf(rows),), why=function)
+    yield Pair(
+        "04", "LogSumExp", lambda x: gradients.LogSumExp.apply(x, -1), lambda x: x.logsumexp(-1), (leaf(logits),),
+        why=function,
+    )  # fmt: skip
+    yield Pair(
+        "04", "LinearFunction", gradients.LinearFunction.apply, F.linear,
+        (leaf(rows), leaf(torch.randn(512, 256)), leaf(torch.randn(512))), why=function,
+    )  # fmt: skip
+
+    # 05
+    torch.manual_seed(0)
+    yield Pair("05", "Linear", modules.Linear(256, 512), nn.Linear(256, 512), (leaf(rows),))
+    yield Pair(
+        "05", "FocalLoss", modules.FocalLoss(2.0), F.cross_entropy, (leaf(logits), classes),
+        why="torch has no focal loss: this is cross-entropy, without the factor that makes it focal",
+    )  # fmt: skip
+
+    # 06
+    valid = torch.rand(32, 128) > 0.3
+    scores, mask = torch.randn(8, 4, 256, 256), torch.rand(8, 1, 256, 256) > 0.3
+    yield Pair(
+        "06", "pad_sequences", masks.pad_sequences, lambda s: rnn.pad_sequence(s, batch_first=True),
+        ([torch.randn(n, 64) for n in range(1, 129)],), False, why=checks,
+    )  # fmt: skip
+    yield Pair(
+        "06", "masked_softmax", masks.masked_softmax,
+        lambda s, m: s.masked_fill(~m, -math.inf).softmax(-1), (leaf(scores), mask),
+        why="torch's leaves rows without a valid key at nan; to give 0 there takes further passes",
+    )  # fmt: skip
+    yield Pair(
+        "06", "masked_mean", masks.masked_mean,
+        lambda x, m: (x * m[..., None]).sum(1) / m.sum(1, keepdim=True), (leaf(batch), valid),
+        why="what a product with 0 lets through, nan and inf, must not get through here",
+    )  # fmt: skip
+    yield Pair(
+        "06", "masked_cross_entropy", masks.masked_cross_entropy,
+        lambda x, y, m: F.cross_entropy(x.flatten(0, 1), y.masked_fill(~m, -100).flatten()),
+        (leaf(torch.randn(32, 128, 200)), torch.randint(0, 200, (32, 128)), valid),
+        why="nan under the padding may reach neither value nor gradient, which takes a pass of its own",
+    )  # fmt: skip
+
+    # 07
+    yield Pair("07", "gelu", feed_forward.gelu, F.gelu, (leaf(rows),), why=passes)
+    own = feed_forward.PositionwiseFeedForward(256, 1024, dropout=0.0)
+    theirs = nn.Sequential(nn.Linear(256, 1024), nn.ReLU(), nn.Linear(1024, 256))
+    yield Pair("07", "PositionwiseFeedForward", own, theirs, (leaf(batch),))
+
+    # 08
+    yield from _optimizers(optimization)
+    data = torch.utils.data.TensorDataset(rows, torch.arange(4096))
+    yield Pair(
+        "08", "batches",
+        lambda: sum(1 for _ in optimization.batches(*data.tensors, batch_size=64, shuffle=True)),
+        lambda: sum(1 for _ in torch.utils.data.DataLoader(data, 64, shuffle=True)), (), False,
+    )  # fmt: skip
+
+    # 09
+    yield Pair("09", "log_softmax", label_smoothing.log_softmax, lambda x: F.log_softmax(x, -1), (leaf(logits),),
+               why=passes)  # fmt: skip
+    yield Pair(
+        "09", "label_smoothing_loss", label_smoothing.label_smoothing_loss,
+        lambda x, y: F.cross_entropy(x, y, label_smoothing=0.1), (leaf(logits), classes), why=passes,
+    )  # fmt: skip
+    yield Pair(
+        "09", "soft_cross_entropy", label_smoothing.soft_cross_entropy, F.cross_entropy,
+        (leaf(logits), torch.softmax(torch.randn(2048, 1000), -1)),
+        why="0 times -inf must be 0 here, in both directions: further passes",
+    )  # fmt: skip
+
+    # 10
+    yield Pair("10", "dropout", lambda x: normalization.dropout(x, 0.5), F.dropout, (leaf(rows),), why=passes)
+    for name, x in (("[4096 256]", rows), ("[32 64 32 32]", torch.randn(32, 64, 32, 32))):
+        channels = x.shape[1]
+        buffers = torch.zeros(channels), torch.ones(channels)
+        weights = leaf(torch.ones(channels)), leaf(torch.zeros(channels))
+        yield Pair(
+            "10", f"batch_norm, {name}", lambda x, b, w: normalization.batch_norm(x, *b, *w, training=True),
+            lambda x, b, w: F.batch_norm(x, *b, *w, training=True), (leaf(x), buffers, weights), why=passes,
+        )  # fmt: skip
+
+    # 11
+    torch.manual_seed(0)
+    steps = leaf(torch.randn(32, 50, 64))
+    yield Pair(
+        "11", "VariationalRNN", lambda x, own=variational_dropout.VariationalRNN(64, 128): own(x)[0],
+        lambda x, own=nn.RNN(64, 128, batch_first=True): own(x)[0], (steps,),
+        why="the steps of time are a loop in Python",
+    )  # fmt: skip
+
+    # 13
+    ids = torch.randint(0, 1000, (64, 128))
+    yield Pair("13", "Embedding", transformer.Embedding(1000, 128), nn.Embedding(1000, 128), (ids,), why=checks)
+    for time_steps in (64, 512):
+        qkv = tuple(leaf(torch.randn(2, 4, time_steps, 32)) for _ in range(3))
+        yield Pair(
+            "13", f"scaled_dot_product_attention, {time_steps} steps",
+            lambda *qkv: transformer.scaled_dot_product_attention(*qkv)[0], F.scaled_dot_product_attention, qkv,
+            why="returns the weights, which a fused attention never holds in memory",
+        )  # fmt: skip
+    mha = nn.MultiheadAttention(256, 8, batch_first=True)
+    yield Pair(
+        "13", "MultiHeadAttention", transformer.MultiHeadAttention.from_torch(mha),
+        lambda x: mha(x, x, x, need_weights=False)[0], (leaf(batch),),
+    )  # fmt: skip
+
+
+def _optimizers(optimization) -> Iterator[Pair]:
+    def model() -> list[nn.Parameter]:
+        own = [nn.Parameter(torch.randn(256, 256)) for _ in range(20)]
+        for parameter in own:
+            parameter.grad = torch.randn(256, 256)
+        return own
+
+    for name, ours, torchs, settings in (
+        ("SGD", optimization.SGD, torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9}),
+        ("Adam", optimization.Adam, torch.optim.Adam, {}),
+        ("AdamW", optimization.AdamW, torch.optim.AdamW, {}),
+    ):
+        steps = ours(model(), **settings).step, torchs(model(), **settings).step
+        yield Pair("08", name, *steps, (), False, why="torch's updates all parameters in one call each operation")
+    ours, torchs = model(), model()
+    yield Pair(
+        "08", "clip_grad_norm_", lambda: optimization.clip_grad_norm_(ours, 1.0),
+        lambda: nn.utils.clip_grad_norm_(torchs, 1.0), (), False,
+        why="torch's works on all parameters in one call each operation",
+    )  # fmt: skip
+
+
+def measure(pair: Pair) -> Ratio:
+    """Both sides in turns, so that what else the machine does meets both; the median of the rounds' ratios."""
+
+    def ratio(ours: Callable, torchs: Callable) -> float:
+        number = max(1, math.ceil(SECONDS / max(_seconds(torchs, 3), 1e-7)))
+        rounds = sorted(_seconds(ours, number) / _seconds(torchs, number) for _ in range(ROUNDS))
+        return rounds[ROUNDS // 2]
+
+    def forward(function: Callable) -> Callable:
+        def run():
+            with torch.set_grad_enabled(not pair.backward):
+                function(*pair.inputs)
+
+        return run
+
+    def both(function: Callable) -> Callable:
+        def run():
+            out = function(*pair.inputs)
+            out.backward(torch.ones_like(out))
+
+        return run
+
+    one = ratio(forward(pair.ours), forward(pair.torchs))
+    return Ratio(pair, one, ratio(both(pair.ours), both(pair.torchs)) if pair.backward else None)
+
+
+def _seconds(function: Callable, number: int) -> float:
+    started = time.perf_counter()
+    for _ in range(number):
+        function()
+    return (time.perf_counter() - started) / number
+
+
+def document(ratios: list[Ratio]) -> str:
+    """reference/README.md: the table, and why what is slow is slow."""
+
+    def cell(ratio: float | None) -> str:
+        return "" if ratio is None else f"**{ratio:.1f}**" if ratio > SLOW else f"{ratio:.1f}"
+
+    lines = [
+        "# Reference solutions",
+        "",
+        *textwrap.wrap(
+            "One solution of each kata, and answers to its questions. The code is what a learner may grow into: "
+            "operations that are put together, no kernels of its own. The table says how many times as long a solution "
+            "takes as torch's own operation, on one thread of a CPU in float32; above "
+            f"{SLOW:.0f} it says why. `python -m dojo speed` measures and writes it; figures of two runs differ by a "
+            "fifth.",
+            120,
+        ),
+        "",
+        "| kata | solution | forward | with backward | why |",
+        "|---|---|---|---|---|",
+    ]
+    for found in ratios:
+        slow = max(found.forward, found.both or 0) > SLOW
+        cells = (
+            found.pair.kata,
+            found.pair.name,
+            cell(found.forward),
+            cell(found.both),
+            found.pair.why if slow else "",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write() -> list[Ratio]:
+    """Measures every pair and writes the table."""
+    quick.leave_dynamo_out()
+    torch.set_num_threads(1)
+    with programs.importing(ROOT / "reference"):
+        ratios = []
+        for pair in pairs():
+            ratios.append(measure(pair))
+            found = ratios[-1]
+            both = "" if found.both is None else f"   with backward {found.both:.1f}"
+            print(f"{pair.kata}   {pair.name:<40} {found.forward:5.1f}{both}", flush=True)
+    README.write_text(document(ratios))
+    return ratios
