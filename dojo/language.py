@@ -24,6 +24,7 @@ LINES = {
     r"(\d\d .*?) to (\d\d .*?)   not started": r"\1 a \2   sin empezar",
     r"(\d\d .*?)   (\d+) of (\d+) done": r"\1   \2 de \3 hechas",
     r"(\d\d .*?)   (\d+) of (\d+) done \((\d+) not run\)": r"\1   \2 de \3 hechas (\4 sin ejecutar)",
+    r"(\d\d .*?)   (\d+) of (\d+) done \(edited since\)": r"\1   \2 de \3 hechas (editada después)",
     r"(\d\d .*?)   cannot be loaded": r"\1   no se puede cargar",
     r"(\d\d .*?)   (\d+) benchmarks passed": r"\1   \2 mediciones correctas",
     r"(\w+) is not written yet(: .*)?": r"\1 aún no está escrita\2",
@@ -58,7 +59,10 @@ LINES = {
     r"the run was ended before every spec had passed": r"la ejecución acabó antes de que pasaran todos los specs",
     r"yours, and how many times as long the others take:": r"lo tuyo, y cuántas veces más tardan los demás:",
     r"watching (.*); ctrl-C ends it": r"vigilando \1; ctrl-C lo termina",
-    r"(\d\d .*?) is done\. Next: edit (.*), and this watch follows\.": r"\1 está hecha. Ahora edita \2: la vigilancia sigue.",
+    r"(\d\d .*?) is done\. Next: edit (.*), and this watch follows\.":
+        r"\1 está hecha. Ahora edita \2: la vigilancia sigue.",
+    r"(\d\d .*?) to (\d\d .*?)   not run yet": r"\1 a \2   sin ejecutar aún",
+    r"(\d\d .*?)   not run yet": r"\1   sin ejecutar aún",
 }  # fmt: skip
 
 

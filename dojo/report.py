@@ -10,6 +10,7 @@ import pytest
 from _pytest.config import create_terminal_writer
 from _pytest.terminal import TerminalReporter
 
+from dojo import states
 from dojo.findings import WIDTH, Finding, finished, parts_of, short, wrap
 from dojo.language import page, translate
 from dojo.loading import ROOT, Kata, kata_of, katas
@@ -113,6 +114,19 @@ def overview(progress: Progress, katas: list[str], language: str = "en") -> list
     return lines
 
 
+def remember(config: pytest.Config, progress: Progress) -> None:
+    """Keeps how far the learner's own files are; what `--impl` was given is not theirs."""
+    cache = getattr(config, "cache", None)
+    if cache is None or config.option.impl:
+        return
+    known = cache.get(states.KEY, {})
+    for kata in progress.katas():
+        found = progress.states(kata)
+        if found:
+            known = states.remembered(known, kata_of_name(kata), found)
+    cache.set(states.KEY, known)
+
+
 def _word(progress: Progress, kata: str) -> str:
     """All done, or not started: what can be said of a kata in a word, if anything can."""
     states = set(progress.states(kata).values())
@@ -168,6 +182,7 @@ class Screen(TerminalReporter):
     def pytest_sessionfinish(self, session, exitstatus):
         result = yield
         self._tw, self.currentfspath = self._out, None
+        remember(self.config, self.progress)
         for line in self.lines(session.exitstatus):
             for part in wrap(translate(line, self.config.option.lang), 0) or [""]:
                 self.write_line(part)
@@ -291,6 +306,7 @@ class Summary:
             finished(self.config).add(report.nodeid)
 
     def pytest_terminal_summary(self, terminalreporter):
+        remember(self.config, self.progress)
         for kata in self.progress.katas():
             line = headline(self.progress, kata, self.config.option.lang)
             terminalreporter.write_line(translate(line, self.config.option.lang))

@@ -114,7 +114,7 @@ def test_junit_xml_tells_each_spec_with_the_learners_sentence(tmp_path, untouche
 
 
 def test_two_katas_in_one_run_do_not_mix():
-    ended = run("katas", "--impl=reference")
+    ended = run("katas", "--impl=reference", timeout=240)
     assert ended.exit_code == 0, ended.output
     assert f"{katas()[0].title} to {katas()[-1].title}   all done" in ended.output
 
@@ -123,7 +123,7 @@ def test_a_syntax_error_in_one_kata_hides_no_other(tmp_path):
     for kata in katas():
         save(tmp_path, kata, reference(kata))
     save(tmp_path, FIRST, "def f(:\n")
-    ended = run("katas", f"--impl={tmp_path}")
+    ended = run("katas", f"--impl={tmp_path}", timeout=240)
     assert ended.exit_code == 1
     assert f"{FIRST.title}   cannot be loaded" in ended.output
     assert f"02 graph to {katas()[-1].title}   all done" in ended.output

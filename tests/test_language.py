@@ -27,6 +27,9 @@ ELSEWHERE = {
     "03 views is done. Next: edit katas/04_gradients/gradients.py, and this watch follows.",
     "  expected -0.01407681 at [0], got -0.02815362",
     "03 views   1 of 1 done (11 not run)",
+    "03 views   4 of 12 done (edited since)",
+    "03 views   not run yet",
+    "02 graph to 13 transformer   not run yet",
 }
 
 
