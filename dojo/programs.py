@@ -63,9 +63,10 @@ def run(program: Callable[[], object], folder: Path | None) -> int:
             program()
         return 0
     except ModuleNotFoundError as error:
-        if error.name not in INSTALLED_BY_THEM:
+        library = error.name.partition(".")[0]
+        if library not in INSTALLED_BY_THEM:
             raise
-        print(f"this needs {error.name}: pip install -r {REQUIREMENTS}", file=sys.stderr)
+        print(f"this needs {library}: pip install -r {REQUIREMENTS}", file=sys.stderr)
     except LoadError as error:
         print(f"{error}\n  see what its specs say: {files[error.path].command}", file=sys.stderr)
     except NotImplementedError as error:

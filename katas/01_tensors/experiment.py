@@ -101,5 +101,5 @@ def draw(measured: Measured) -> Figure:
     right.set(title="What is seen and what is stored", xscale="log", xlabel="bytes", xlim=(1e3, 2e8))
     right.set_yticks(places, names)
     right.invert_yaxis()
-    right.legend(loc="lower right")
+    right.legend(loc="upper right")
     return figure

@@ -95,7 +95,7 @@ def draw(measured: Measured) -> Figure:
         "Views read one memory in another order; patches stand in none, and are copied", rows=2, columns=3, height=6.8
     )
     for axis, (name, places) in zip(axes, measured.offsets.items(), strict=True):
-        axis.imshow(places, vmin=0, vmax=35)
+        axis.imshow(places.numpy(), vmin=0, vmax=35)
         for row, line in enumerate(places.tolist()):
             for column, place in enumerate(line):
                 axis.text(column, row, place, ha="center", va="center", color="white" if place < 20 else "black")

@@ -137,7 +137,7 @@ def draw(measured: Measured) -> Figure:
     largest = max(measured.influence[name].max() for name in ("feed-forward", "attention"))
     for axis, name in zip(axes, ("feed-forward", "attention"), strict=False):
         pairs = measured.influence[name]
-        image = axis.imshow(pairs, vmin=0, vmax=largest)
+        image = axis.imshow(pairs.numpy(), vmin=0, vmax=largest)
         axis.set_title(f"{name}: {pairs.count_nonzero()} of {pairs.numel()} pairs are not 0")
         axis.set(xlabel="input s", ylabel="output t", xticks=range(len(pairs)), yticks=range(len(pairs)))
     figure.colorbar(image, ax=axes[:2], label="norm of d output[t] / d input[s]")

@@ -105,7 +105,7 @@ def draw(measured: Measured) -> Figure:
         rows=2,
         height=8.6,
     )
-    image = positions.imshow(measured.positions.T, aspect="auto", vmin=-1, vmax=1)
+    image = positions.imshow(measured.positions.T.numpy(), aspect="auto", vmin=-1, vmax=1)
     figure.colorbar(image, label="value")
     positions.set(title="Positions: slow and fast waves tell them apart", xlabel="position", ylabel="column")
     for (name, factors), style in zip(measured.schedule.items(), ("-", "--", ":"), strict=True):
@@ -120,7 +120,7 @@ def draw(measured: Measured) -> Figure:
         title="Held-out digits, in place and moved by a pixel", xlabel="epoch", ylabel="share read", ylim=(0, 1)
     )
     accuracy.legend(fontsize=11)
-    attention.imshow(_side_by_side(measured), vmin=0, vmax=1)
+    attention.imshow(_side_by_side(measured).numpy(), vmin=0, vmax=1)
     attention.set(title="Where a patch's attention goes (brighter: more)", yticks=[])
     attention.set_xticks([3.5 + 9 * place for place in range(5)], ["digit", *(f"head {head}" for head in range(1, 5))])
     attention.spines[:].set_visible(False)
