@@ -1,5 +1,6 @@
-"""What a spec says about a result: `assert_same`, `refuses`, `close_gradients`. Messages are written for learners."""
+"""What a spec says about a result: `assert_same`, `refuses`, `expect_share`. Messages are written for learners."""
 
+import math
 import re
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -108,6 +109,15 @@ def expect(condition: bool, *lines: str) -> None:
     """Raises Mismatch with these lines unless the condition holds."""
     if not condition:
         raise Mismatch(*lines)
+
+
+def expect_share(mask: Tensor, p: float, what: str) -> None:
+    """Raises Mismatch unless about a share p of the mask is True: five standard deviations are allowed.
+
+    That is one wrong verdict in a million, where the elements are drawn independently.
+    """
+    share, bound = mask.double().mean().item(), 5 * math.sqrt(p * (1 - p) / mask.numel())
+    expect(abs(share - p) <= bound, f"expected a share of {p:.4g} ± {bound:.3f} of {what}, got {share:.4f}")
 
 
 @contextmanager

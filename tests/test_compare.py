@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dojo.compare import Mismatch, assert_same, assert_same_gradients, describe, refuses
+from dojo.compare import Mismatch, assert_same, assert_same_gradients, describe, expect_share, refuses
 
 X = torch.linspace(-1, 1, 6).view(2, 3)
 
@@ -91,3 +91,13 @@ def test_descriptions_are_short():
     assert describe(torch.zeros(2, device="meta")) == "float32 [2] on meta"
     assert describe({"x": X}) == "{'x': float32 [2, 3]}"
     assert len(describe("x" * 500)) <= 40
+
+
+@pytest.mark.parametrize("p, right", [(0.3, True), (0.25, False), (0.35, False)])
+def test_a_share_is_told_from_one_that_chance_does_not_explain(p, right):
+    mask = torch.rand(10_000, generator=torch.Generator().manual_seed(0)) < 0.3
+    if right:
+        expect_share(mask, p, "draws")
+    else:
+        with pytest.raises(Mismatch, match=r"of draws, got 0\.[23]"):
+            expect_share(mask, p, "draws")

@@ -81,6 +81,18 @@ def test_the_first_screen_is_the_one_that_is_shown(page, language, house):
     assert plain(seen).startswith(plain(shown))
 
 
+@pytest.mark.parametrize("page", ["README.md", "README.es.md"])
+def test_the_gallery_shows_every_experiment_and_is_small(page):
+    from dojo.experiment import GALLERY, with_pictures
+
+    text = (ROOT / page).read_text()
+    assert text == with_pictures(text, page)
+    shown = re.findall(r"\]\((gallery/.*?\.png)\)", text)
+    assert shown == [f"gallery/{kata.folder.name}.png" for kata in katas()]
+    assert sum((ROOT / picture).stat().st_size for picture in shown) < 2e6
+    assert sorted(path.name for path in GALLERY.iterdir()) == [f"{kata.folder.name}.png" for kata in katas()]
+
+
 def test_the_ci_script_calls_the_readmes_test_command():
     assert re.search(r"^pip install tox && tox$", README, re.M)
     script = (ROOT / ".ci" / "run").read_text()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dojo import devices, rules
-from dojo.compare import assert_same, assert_same_gradients, expect, refuses
+from dojo.compare import assert_same, assert_same_gradients, expect, expect_share, refuses
 from dojo.guards import count_ops, live_bytes
 from dojo.rules import rule
 from dojo.strategies import sample, shapes
@@ -51,12 +51,6 @@ def passing_on(d_model, dropout=0.1, activation="relu"):
 def two_layers(x, p, activation=F.relu):
     """What the two-layer network gives with the parameters p, by torch's own functions and without dropout."""
     return F.linear(activation(F.linear(x, p["fc1.weight"], p["fc1.bias"])), p["fc2.weight"], p["fc2.bias"])
-
-
-def assert_share(found, wanted, count, what):
-    """The share is what the probability says: five standard deviations, one failure in a million runs."""
-    error = 5 * math.sqrt(wanted * (1 - wanted) / count)
-    expect(abs(found - wanted) < error, f"expected {what} about {wanted:.1%} of the time, got {found:.1%}")
 
 
 def assert_each_position_alone(module, d):
@@ -355,7 +349,7 @@ class TestPositionwiseFeedForward:
             found = passing_on(40, 0.3, activation).train()(torch.zeros(300, 40)).detach()
         kept = found > 0.6
         assert_same(found, torch.where(kept, 0.5 + activated / 0.7, 0.5), rtol=1e-5)
-        assert_share(kept.float().mean().item(), 0.7, kept.numel(), "a hidden feature to be kept")
+        expect_share(kept, 0.7, "hidden features that are kept")
 
     def test_the_probability_of_dropout_is_a_tenth_unless_told_otherwise(self):
         with torch.random.fork_rng(devices=[]):
@@ -363,7 +357,7 @@ class TestPositionwiseFeedForward:
             ffn = feed_forward.PositionwiseFeedForward(60, 60)
             ffn.load_state_dict(passing_on(60).state_dict())
             dropped = ffn.train()(torch.zeros(300, 60)) == 0.5
-        assert_share(dropped.float().mean().item(), 0.1, dropped.numel(), "a hidden feature to be dropped")
+        expect_share(dropped, 0.1, "hidden features that are dropped")
 
     def test_each_hidden_feature_is_dropped_by_itself(self):
         """Other places at other positions, and not a whole feature or a whole position at once."""
@@ -373,8 +367,7 @@ class TestPositionwiseFeedForward:
         for dim, other in enumerate(("batch", "position", "feature")):
             same = (kept == kept.narrow(dim, 0, 1)).all()
             expect(not same, f"expected other places to be dropped at another {other}, they are the same")
-        together = (kept[:, 1:] == kept[:, :-1]).float().mean().item()
-        assert_share(together, 0.52, kept[:, 1:].numel() / 2, "neighbours in time to share their fate")
+        expect_share(kept[:, 1::2] == kept[:, ::2], 0.52, "neighbours in time that share their fate")
 
     def test_a_vector_of_features_has_dropout_too(self):
         with torch.random.fork_rng(devices=[]):
@@ -677,19 +670,18 @@ class TestFeedForwardSublayer:
         """What a residual connection carries past the branch must arrive."""
         states = branch_states(norm_first)
         for state, share, what in (
-            (0, 0.3, "a feature of the branch to be dropped after ffn"),
-            (1, 0.7 * 0.3, "a hidden feature to be dropped inside ffn"),
-            (2, 0.7 * 0.7, "a feature of the branch to be kept in both places"),
+            (0, 0.3, "features of the branch that are dropped after ffn"),
+            (1, 0.7 * 0.3, "hidden features that are dropped inside ffn"),
+            (2, 0.7 * 0.7, "features of the branch that are kept in both places"),
         ):
-            assert_share((states == state).float().mean().item(), share, states.numel(), what)
-        together = (states == 0).all(-1).float().mean().item()
-        assert_share(together, 0.3**3, len(states), "all three features of a position to be dropped")
+            expect_share(states == state, share, what)
+        expect_share((states == 0).all(-1), 0.3**3, "positions with all three features dropped")
 
     @both_orders
     def test_both_probabilities_are_a_tenth_unless_told_otherwise(self, norm_first):
         states = branch_states(norm_first, dropout=None, p=0.1)
-        assert_share((states == 0).float().mean().item(), 0.1, states.numel(), "a feature of the branch to be dropped")
-        assert_share((states == 1).float().mean().item(), 0.09, states.numel(), "a hidden feature to be dropped")
+        expect_share(states == 0, 0.1, "features of the branch that are dropped")
+        expect_share(states == 1, 0.09, "hidden features that are dropped")
 
     def test_without_dropout_nothing_is_random_in_training_mode(self):
         for norm_first in (True, False):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dojo import devices
-from dojo.compare import assert_same, assert_same_gradients, expect, gradients_of, refuses
+from dojo.compare import assert_same, assert_same_gradients, expect, expect_share, gradients_of, refuses
 from dojo.guards import shares_memory, state_kept, unchanged
 from dojo.rules import FLOATS, rule
 from dojo.strategies import sample
@@ -28,12 +28,6 @@ BUFFERS = ["running_mean", "running_var", "num_batches_tracked"]
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-def expect_share(mask, p, what):
-    """About a share p of the elements is True: five standard deviations are allowed."""
-    share, bound = mask.double().mean().item(), 5 * math.sqrt(p * (1 - p) / mask.numel())
-    expect(abs(share - p) <= bound, f"expected a share of {p} ± {bound:.3f} of {what}, got {share:.3f}")
 
 
 def drop_with(p, seed=0):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dojo import devices
-from dojo.compare import assert_same, assert_same_gradients, expect, gradients_of, refuses
+from dojo.compare import assert_same, assert_same_gradients, expect, expect_share, gradients_of, refuses
 from dojo.guards import count_ops, state_kept, unchanged
 from dojo.rules import rule
 from dojo.strategies import sample
@@ -381,12 +381,6 @@ def numbered(n, *rest):
 
 def ten_times(rows):
     return 10 * rows
-
-
-def expect_share(mask, p, what):
-    """About a share p is True: five standard deviations are allowed."""
-    share, bound = mask.double().mean().item(), 5 * math.sqrt(p * (1 - p) / mask.numel())
-    expect(abs(share - p) <= bound, f"expected a share of {p} ± {bound:.3f} of {what}, got {share:.3f}")
 
 
 class TestStochasticDepth:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dojo import devices
-from dojo.compare import assert_same, assert_same_gradients, expect, gradients_of, refuses
+from dojo.compare import assert_same, assert_same_gradients, expect, expect_share, gradients_of, refuses
 from dojo.guards import count_ops, shares_memory, state_kept, unchanged
 from dojo.rules import FLOATS, check_slope, rule
 from dojo.strategies import sample
@@ -27,12 +27,6 @@ NO_MASKS = [torch.int64, torch.uint8, torch.float32]
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-def expect_share(mask, p, what):
-    """About a share p is True: five standard deviations are allowed."""
-    share, bound = mask.double().mean().item(), 5 * math.sqrt(p * (1 - p) / mask.numel())
-    expect(abs(share - p) <= bound, f"expected a share of {p:.4g} ± {bound:.3f} of {what}, got {share:.4f}")
 
 
 def tabled(num_embeddings=7, embedding_dim=3, padding_idx=None, dtype=torch.float64):

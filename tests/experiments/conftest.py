@@ -19,6 +19,14 @@ class Done(NamedTuple):
     measured: object
 
 
+def pytest_collection_modifyitems(items):
+    """With `--dist=loadgroup` the tests of one experiment go to one process, which measures once."""
+    for item in items:
+        number = re.search(r"(?:test_|\[)(\d\d)_", item.nodeid)
+        if number:
+            item.add_marker(pytest.mark.xdist_group(number[1]))
+
+
 @functools.cache
 def on_the_reference(kata: Kata) -> Done:
     quick.leave_dynamo_out()
