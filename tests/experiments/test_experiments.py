@@ -7,7 +7,7 @@ import pytest
 
 from dojo.findings import WIDTH
 from dojo.loading import ROOT, Kata
-from tests.experiments.conftest import on_the_reference
+from tests.experiments.support import on_the_reference
 from tests.support import KATAS, reference, save
 
 VIEWS = next(kata for kata in KATAS if kata.name == "views")
