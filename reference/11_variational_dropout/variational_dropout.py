@@ -244,7 +244,7 @@ def drop_connect(
 def mc_dropout(
     model: nn.Module, x: Shaped[Tensor, "..."], samples: int, generator: torch.Generator | None = None
 ) -> tuple[Float[Tensor, "*out"], Float[Tensor, "*out"]]:
-    """Mean and standard deviation of a model's predictions while dropout stays on: how sure it is.
+    """Mean and standard deviation of a model's predictions while dropout stays on.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5)).eval()
     >>> mean, std = mc_dropout(model, torch.ones(100, 100), samples=50)
