@@ -4,8 +4,6 @@ import argparse
 import sys
 import time
 
-import torch
-
 from dojo import programs
 
 
@@ -23,6 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(seed: int) -> None:
+    import torch
+
     from capstone import digits  # its parts are katas, which can be imported now
 
     torch.set_num_threads(1)  # the tensors are small: more threads only wait for each other

@@ -4,7 +4,6 @@ An experiment reads like a page of a lab notebook. Its docstring is the question
 functions, `table(measured)` in lines for the terminal, `draw(measured)` in a matplotlib figure.
 """
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
@@ -21,10 +20,7 @@ COLUMNS = 3
 
 def load(kata: Kata) -> ModuleType:
     """The kata's experiment.py; the katas that it imports must be importable (dojo.programs.importing)."""
-    spec = importlib.util.spec_from_file_location(f"experiment_{kata.number}", kata.folder / "experiment.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return programs.module(kata.folder / "experiment.py")
 
 
 def measure(experiment: ModuleType) -> object:

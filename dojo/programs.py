@@ -1,5 +1,6 @@
 """Programs put together of the katas, as capstone and experiments are: `import views` finds the learner's file."""
 
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,14 @@ def importing(folder: Path | None) -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(finder)
+
+
+def module(path: Path) -> ModuleType:
+    """The file as a module of its own, which may import the katas while they can be imported."""
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 def implementation(folder: str | None) -> Path | None:

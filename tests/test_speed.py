@@ -11,7 +11,7 @@ from dojo.loading import ROOT
 @pytest.fixture
 def pairs():
     with programs.importing(ROOT / "reference"):
-        yield list(speed.pairs())
+        yield speed.pairs()
 
 
 def test_the_table_has_a_line_for_every_pair_in_order(pairs):
