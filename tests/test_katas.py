@@ -84,7 +84,13 @@ def test_every_public_name_has_at_least_two_hints_in_order(kata):
 
 
 def test_the_files_of_a_kata_are_all_there(kata):
-    for path in (kata.stub, kata.spec, kata.bench, kata.hints, kata.folder / "README.md"):
+    for path in (
+        kata.stub,
+        kata.spec,
+        kata.bench,
+        kata.hints,
+        *map(kata.folder.joinpath, ("README.md", "experiment.py")),
+    ):
         assert path.exists()
     assert (ROOT / "reference" / kata.folder.name / "answers.md").exists()
 
