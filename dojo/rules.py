@@ -8,13 +8,14 @@
 The function after the name makes the arguments of a call; `s(2, 3)` is a float tensor, `s.ints` and `s.bools` are what
 they say, and `s.n` is the number of rows: the size that the amount of work must not depend on, and that may be 0.
 For every line, `attach` adds specs to the class of that name, so that TestCenterCrop holds all that is asked of it.
+`also` names further cases, with what is different in them: `also={"p 1": {"make": lambda s: (s(s.n, 4), 1.0)}}`.
 """
 
 import copy
 import inspect
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import ModuleType
 
@@ -82,6 +83,11 @@ class Rule:
     empty: bool = True  # R9: s.n may be 0
     random: bool = False  # R12: takes `generator`
     module: dict[str, tuple] | None = None  # R11: "shows": settings that repr must show, "state": keys of state_dict
+    also: dict[str, dict[str, object]] = field(default_factory=dict)  # other options: each by what is not as above
+
+    def cases(self) -> dict[str, "Rule"]:
+        """The rule for each of the other options."""
+        return {name: replace(self, also={}, **changes) for name, changes in self.also.items()}
 
     def function(self, learner: ModuleType) -> Callable:
         return (self.build or (lambda module: getattr(module, self.name)))(learner)
@@ -122,20 +128,25 @@ def attach(spec: ModuleType, learner: ModuleType) -> None:
         for applies, check in CHECKS:
             if applies(line):
                 setattr(owner, check.__name__, _as_spec(check, line, learner))
+            cases = {name: case for name, case in line.cases().items() if check in OF_EACH_CASE and applies(case)}
+            if cases:
+                setattr(owner, f"{check.__name__}_also", _as_spec(check, line, learner, cases))
 
 
-def _as_spec(check: Callable, line: Rule, learner: ModuleType) -> Callable:
-    """The check as a method that pytest collects, parametrised over what it asks for."""
+def _as_spec(check: Callable, line: Rule, learner: ModuleType, cases: dict[str, Rule] | None = None) -> Callable:
+    """The check as a method that pytest collects, parametrised over what it asks for, and over cases if there are."""
 
-    def spec(self, **given):
-        check(line, line.function(learner), **given)
+    def spec(self, case=None, **given):
+        asked = cases[case] if case else line
+        check(asked, asked.function(learner), **given)
 
     spec.__name__, spec.__doc__ = check.__name__, check.__doc__
     _self = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = list(inspect.signature(check).parameters)[2:]
+    names = list(inspect.signature(check).parameters)[2:] + (["case"] if cases else [])
     asked = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
     spec.__signature__ = inspect.Signature([_self, *asked])
     values = {"device": devices.DEVICES, "dtype": line.dtypes, "layout": ("transposed", "sliced", "expanded")}
+    values["case"] = list(cases or ())
     for name in names:
         spec = pytest.mark.parametrize(name, values[name], ids=_label)(spec)
     return spec
@@ -502,3 +513,14 @@ CHECKS = [
     (lambda line: line.module is not None, test_is_a_well_behaved_module),
     (lambda line: line.random, test_draws_from_its_generator_alone),
 ]
+OF_EACH_CASE = {
+    test_leaves_its_arguments_as_they_are,
+    test_leaves_gradients_and_global_state_alone,
+    test_keeps_the_dtype,
+    test_raises_type_error_for_integers,
+    test_works_on_another_device,
+    test_works_for_any_strides,
+    test_gradients_are_right,
+    test_takes_no_more_operations_for_more_rows,
+    test_works_without_rows,
+}

@@ -1021,7 +1021,8 @@ RULES = [
     rule("nchw_to_nhwc", lambda s: (s(s.n, 3, 5, 7),), integers_refused=False, is_view=True,
          fails=lambda s: (s(3, 5, 7),)),
     # Integers are added too.
-    rule("outer_sum", lambda s: (s(s.n), s(s.n + 1)), integers_refused=False, fails=lambda s: (s(2, 3), s(4))),
+    rule("outer_sum", lambda s: (s(s.n), s(s.n + 1)), integers_refused=False,
+         also={"integers": {"make": lambda s: (s.ints(s.n), s.ints(s.n + 1))}}, fails=lambda s: (s(2, 3), s(4))),
     # The mean of nothing is not defined.
     rule("strict_mse", lambda s: (s(s.n, 4), s(s.n, 4)), refused=("mse_loss",), empty=False,
          fails=lambda s: (s(3), s(3, 1))),
@@ -1030,15 +1031,20 @@ RULES = [
     rule("one_hot", lambda s: (s.ints(s.n, s.n + 1, high=6), 6), refused=("one_hot", "eye"),
          fails=lambda s: (s.ints(4, low=6, high=9), 6)),
     rule("standardize", lambda s: (s(s.n, 4, 5), (1, -1)),
+         also={"one dimension": {"make": lambda s: (s(s.n, 4), 1)},
+               "all dimensions": {"make": lambda s: (s(s.n + 1, 4), (0, 1), 0.25)}},
          refused=("layer_norm", "rms_norm", "batch_norm", "instance_norm", "group_norm"),
          fails=lambda s: (s.ints(3, 4), 1)),
     rule("pairwise_sq_dists", lambda s: (s(s.n, 4), s(s.n + 1, 4)),
          refused=("cdist", "pdist", "pairwise_distance", "norms"), fails=lambda s: (s(3, 4), s(2, 5))),
     # Integers: R2 does not ask it here; the rows of an integer x are rows too.
     rule("batched_gather", lambda s: (s(s.n, 3, 4), s.ints(s.n, s.n + 2, low=-3, high=3)), integers_refused=False,
+         also={"int32": {"make": lambda s: (s(s.n, 3, 4), s.ints(s.n, 2, low=-3, high=3, dtype=torch.int32))}},
          fails=lambda s: (s(2, 3, 4), s.ints(2, 5, low=3, high=6))),
     # Integers: y and x may both be of integers.
     rule("add_scaled_", lambda s: (s(s.n, 4), s(s.n, 4), 0.3), integers_refused=False, writes=(0,),
+         also={"x broadcast": {"make": lambda s: (s(s.n, 4), s(4), 0.3)},
+               "alpha left out": {"make": lambda s: (s(s.n, 4), s(s.n, 4))}},
          fails=lambda s: (s(4), s(3, 4), 0.3)),
     # Integers are moved too.
     rule("move_to", lambda s: ({"x": s(s.n, 4), "rest": [s(3), (s.ints(2), "name")]}, s.device),

@@ -1198,11 +1198,17 @@ RULES = [
     # The same; the result is a Python float.
     rule("gradient_error", lambda s: (s(s.n, 2).double(),), build=lambda m: lambda x: m.gradient_error(cubes, x),
          keeps_dtype=False, differentiable=False, vectorised=False, fails=lambda s: (s(3, 2),)),
-    rule("unbroadcast", lambda s: (s(s.n, 2, 3), (2, 1)), fails=lambda s: (s(2, 3), (2,))),
+    rule("unbroadcast", lambda s: (s(s.n, 2, 3), (2, 1)),
+         also={"to a number": {"make": lambda s: (s(s.n, 2), ())},
+               "to itself": {"make": lambda s: (s(s.n, 2), (s.n, 2))}}, fails=lambda s: (s(2, 3), (2,))),
     rule("LinearFunction", lambda s: (s(s.n, 2, 3), s(5, 3), s(5)),
+         also={"no bias": {"make": lambda s: (s(s.n, 3), s(5, 3), None)},
+               "a vector": {"make": lambda s: (s(3), s(5, 3), s(5)), "any_device": False}},
          build=lambda m: lambda x, weight, bias: m.LinearFunction.apply(x, weight, bias),
          integers_refused=False, refused=("linear",), fails=lambda s: (s(4, 3), s(5, 3), s(1))),
     rule("LogSumExp", lambda s: (s(s.n, 3, 4), -2),
+         also={"last dimension": {"make": lambda s: (s(s.n, 3), -1)},
+               "first dimension": {"make": lambda s: (s(3, s.n), 0)}},
          build=lambda m: lambda x, dim: m.LogSumExp.apply(x, dim),
          integers_refused=False, refused=("logsumexp", "softmax", "log_softmax"), fails=lambda s: (s(2, 3), 2)),
     # Gradients made by hand (R5); a mean over no rows is refused.

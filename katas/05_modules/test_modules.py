@@ -1493,15 +1493,21 @@ def pairs(s):
 RULES = [
     # Modules may leave integers to torch. Devices: a spec of their own asks for the parameters too.
     rule("Linear", lambda s: (s(s.n, 2, 3),), build=lambda m: m.Linear(3, 5), refused=("linear",),
+         also={"no bias": {"build": lambda m: m.Linear(3, 5, bias=False)}, "rows": {"make": lambda s: (s(s.n, 3),)}},
          integers_refused=False, module={"shows": (3, 5), "state": ("weight", "bias")}, any_device=False,
          fails=lambda s: (s(2, 4),)),
     # In eval mode: dropout draws from the global generator. The state's other keys are the learner's own affair.
     rule("MLP", lambda s: (s(s.n, 2, 3),), build=lambda m: m.MLP([3, 7, 5, 2], nn.PReLU, 0.3).eval(),
+         also={"no hidden layer": {"build": lambda m: m.MLP([3, 2])},
+               "in training": {"build": lambda m: m.MLP([3, 7, 2], nn.Tanh)}},
          refused=("linear",), integers_refused=False, module={"shows": (3, 7, 5, 2, 0.3, "PReLU")}, any_device=False,
          fails=lambda s: (s(2, 4),)),
     # What follows returns no tensors.
     rule("count_parameters", lambda s: (nn.Linear(3, 4),)),
     rule("FocalLoss", lambda s: (s(s.n, 4), s.ints(s.n, high=4)), build=lambda m: m.FocalLoss(1.7, "none"),
+         also={"gamma 0": {"build": lambda m: m.FocalLoss(0.0, "none")},
+               "sum": {"build": lambda m: m.FocalLoss(0.5, "sum")},
+               "mean": {"build": lambda m: m.FocalLoss(), "empty": False}},
          integers_refused=False, module={"shows": (1.7, "none")},
          fails=lambda s: (s(3, 4), s.ints(3, low=4, high=6))),
     # The mean of nothing is nan.

@@ -1061,11 +1061,16 @@ def packed(s):
 # The house rules, for every function: `s` makes a sample in the dtype, on the device and with the number of rows `s.n`
 # that a rule asks about.
 RULES = [
-    rule("padding_mask", lambda s: (s.ints(s.n, s.n + 1, high=3), 1), fails=lambda s: (s.bools(3, 4), 0)),
-    rule("lengths_to_mask", lambda s: (s.ints(s.n, high=5), 6), fails=lambda s: (s.ints(3, low=7, high=9), 6)),
+    rule("padding_mask", lambda s: (s.ints(s.n, s.n + 1, high=3), 1),
+         also={"int32": {"make": lambda s: (s.ints(s.n, s.n + 1, high=3, dtype=torch.int32),)}},
+         fails=lambda s: (s.bools(3, 4), 0)),
+    rule("lengths_to_mask", lambda s: (s.ints(s.n, high=5), 6),
+         also={"int32": {"make": lambda s: (s.ints(s.n, high=5, dtype=torch.int32), 6)}},
+         fails=lambda s: (s.ints(3, low=7, high=9), 6)),
     # No tensor goes in: devices, the number of operations and time 0 have specs of their own.
     rule("causal_mask", lambda s: (4,), fails=lambda s: (-2,)),
-    rule("attention_mask", lambda s: (s.bools(s.n, s.n + 1), True), fails=lambda s: (s.bools(3), True)),
+    rule("attention_mask", lambda s: (s.bools(s.n, s.n + 1), True),
+         also={"not causal": {"make": lambda s: (s.bools(s.n, s.n + 1),)}}, fails=lambda s: (s.bools(3), True)),
     # Integers are padded too. The list has three members: the work may grow with it, not with their steps.
     rule("pad_sequences", lambda s: ([s(s.n + 2, 3), s(s.n, 3), s(1, 3)], -1.5), integers_refused=False, is_copy=True,
          refused=("pad_sequence", "nested_tensor", "as_nested_tensor", "to_padded_tensor"),
@@ -1077,6 +1082,8 @@ RULES = [
     rule("masked_mean", lambda s: (s(s.n, s.n + 1, 3), s.bools(s.n, s.n + 1)),
          fails=lambda s: (s(3, 4, 2), s.bools(1, 4))),
     rule("masked_softmax", lambda s: (s(s.n, 3, s.n + 1), s.bools(s.n, 1, s.n + 1)),
+         also={"dim 1": {"make": lambda s: (s(s.n, 3, 4), s.bools(3, 1), 1)},
+               "one mask for all": {"make": lambda s: (s(s.n, 4), s.bools(4))}},
          refused=("softmax", "log_softmax", "logsumexp", "attention"), fails=lambda s: (s(1, 4), s.bools(3, 4))),
     rule("masked_cross_entropy", lambda s: (s(s.n, s.n + 1, 5), s.ints(s.n, s.n + 1), s.bools(s.n, s.n + 1)),
          fails=lambda s: (s(2, 3, 4), s.ints(2, 3, low=4, high=6), ~(s.bools(2, 3) & False))),

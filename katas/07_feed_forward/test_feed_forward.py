@@ -1034,12 +1034,15 @@ RULES = [
          fails=lambda s: (s(2, 4), *numbers(s, 3, 5))),
     # In eval mode: dropout draws from the global generator. Modules may leave integers to torch.
     rule("PositionwiseFeedForward", lambda s: (s(s.n, 2, 5),), integers_refused=False,
+         also={"relu, training": {"build": lambda m: filled(m.PositionwiseFeedForward(5, 7, 0.0), 0.4),
+                                  "differentiable": False}},
          build=lambda m: filled(m.PositionwiseFeedForward(5, 7, 0.3, "gelu"), 0.4).eval(),
          module={"shows": (5, 7, 0.3), "state": ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")}),
     rule("GatedFeedForward", lambda s: (s(s.n, 2, 5),), build=lambda m: filled(m.GatedFeedForward(5, 7), 0.3),
          integers_refused=False, module={"shows": (5, 7), "state": ("gate.weight", "up.weight", "down.weight")},
          fails=lambda s: (s(2, 4),)),
     rule("FeedForwardSublayer", lambda s: (s(s.n, 2, 5),), integers_refused=False,
+         also={"norm last, training": {"build": lambda m: filled(m.FeedForwardSublayer(5, 7, 0.0, False), 0.4)}},
          build=lambda m: filled(m.FeedForwardSublayer(5, 7, 0.3), 0.4).eval(),
          module={"shows": (5, 7, 0.3), "state": ("norm.weight", "norm.bias", "ffn.fc1.weight", "ffn.fc1.bias",
                                                  "ffn.fc2.weight", "ffn.fc2.bias")}),
@@ -1047,5 +1050,6 @@ RULES = [
     rule("count_flops", lambda s: (4, 3, 5), fails=lambda s: (4, 3, 0)),
     # An ffn whose one parameter has no dimensions goes with tensors of any dtype and device.
     rule("feed_forward_chunked", lambda s: (Curve(), s(s.n, 7, 3, low=-0.5, high=0.5), 3),
+         also={"one chunk": {"make": lambda s: (Curve(), s(s.n, 3, 2, low=-0.5, high=0.5), 9)}},
          fails=lambda s: (Curve(), s(2, 7, 3), 0)),
 ]  # fmt: skip

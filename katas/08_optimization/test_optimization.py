@@ -1002,9 +1002,13 @@ RULES = [
     rule("clip_grad_norm_", lambda s: ([s(3, 2), s(4)], 1e9), **OF_MODELS, any_strides=False, vectorised=False,
          refused=("clip_grad_norm",), fails=lambda s: ([s(3, 2), s(4)], -1.0)),
     rule("SGD", lambda s: (s(s.n, 3), s(s.n, 3)), build=lambda m: stepped(lambda p: m.SGD(p, 0.1, 0.9, 0.1, True)),
+         also={"plain": {"build": lambda m: stepped(lambda p: m.SGD(p, 0.1))},
+               "momentum": {"build": lambda m: stepped(lambda p: m.SGD(p, 0.1, 0.9))}},
          refused=("optim",), **OF_STEPS),
     rule("Adam", lambda s: (s(s.n, 3), s(s.n, 3)), build=lambda m: stepped(lambda p: m.Adam(p, 0.1, weight_decay=0.1)),
+         also={"no decay": {"build": lambda m: stepped(lambda p: m.Adam(p, 0.1))}},
          refused=("optim",), **OF_STEPS),
     rule("AdamW", lambda s: (s(s.n, 3), s(s.n, 3)), build=lambda m: stepped(lambda p: m.AdamW(p, 0.1)),
+         also={"no decay": {"build": lambda m: stepped(lambda p: m.AdamW(p, 0.1, weight_decay=0.0))}},
          refused=("optim",), **OF_STEPS),
 ]  # fmt: skip

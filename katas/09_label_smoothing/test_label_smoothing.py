@@ -716,15 +716,27 @@ class TestExpectedCalibrationError:
 
 # fmt: off
 RULES = [
-    rule("log_softmax", lambda s: (s(s.n, 5),), refused=("log_softmax", "softmax", "logsumexp", "cross_entropy")),
-    rule("smooth_labels", lambda s: (s.ints(s.n, high=5), 5, 0.2), fails=lambda s: (s.ints(3, low=5, high=9), 5, 0.2)),
+    rule("log_softmax", lambda s: (s(s.n, 5),), also={"dim 1 of 3": {"make": lambda s: (s(s.n, 4, 2), 1)}},
+         refused=("log_softmax", "softmax", "logsumexp", "cross_entropy")),
+    rule("smooth_labels", lambda s: (s.ints(s.n, high=5), 5, 0.2),
+         also={"others": {"make": lambda s: (s.ints(s.n, high=5), 5, 0.2, "others")},
+               "int32": {"make": lambda s: (s.ints(s.n, high=5, dtype=torch.int32), 5, 0.2)}},
+         fails=lambda s: (s.ints(3, low=5, high=9), 5, 0.2)),
     # The mean of no rows is not asked.
     rule("soft_cross_entropy", lambda s: (s(s.n, 5), s(s.n, 5).softmax(-1), "none"),
+         also={"sum": {"make": lambda s: (s(s.n, 5), s(s.n, 5).softmax(-1), "sum")},
+               "mean": {"make": lambda s: (s(s.n, 5), s(s.n, 5).softmax(-1)), "empty": False}},
          fails=lambda s: (s(3, 5), s(1, 5))),
     rule("label_smoothing_loss", lambda s: (s(s.n, 5), s.ints(s.n, high=5), 0.2, "others"),
+         also={"all": {"make": lambda s: (s(s.n, 5), s.ints(s.n, high=5))},
+               "none, ignored": {"make": lambda s: (s(s.n, 5), s.ints(s.n, high=5), 0.3, "all", 2, "none")},
+               "sum, ignored": {"make": lambda s: (s(s.n, 5), s.ints(s.n, high=5), 0.3, "others", 2, "sum")},
+               "smoothing 0": {"make": lambda s: (s(s.n, 5), s.ints(s.n, high=5), 0.0)},
+               "smoothing 1": {"make": lambda s: (s(s.n, 5), s.ints(s.n, high=5), 1.0, "others")}},
          refused=("cross_entropy", "nll_loss", "log_softmax"), fails=lambda s: (s(3, 5), s.ints(3, low=5, high=9))),
     # By hand: R5 asks nothing of it.
     rule("label_smoothing_gradient", lambda s: (s(s.n, 5), s.ints(s.n, high=5), 0.2), differentiable=False,
+         also={"others": {"make": lambda s: (s(s.n, 5), s.ints(s.n, high=5), 0.2, "others")}},
          refused=("backward", "log_softmax_backward_data", "softmax_backward_data", "nll_loss_backward"),
          fails=lambda s: (s(3, 5), s.ints(3, low=5, high=9))),
     # The result is a float. A loop over bins may skip empty ones: the number of operations has a spec of its own.

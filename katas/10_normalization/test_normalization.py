@@ -809,14 +809,26 @@ class TestBatchNormBackward:
 NOT_READY_MADE = ("batch_norm", "instance_norm", "layer_norm", "group_norm")
 
 RULES = [
-    rule("dropout", lambda s: (s(s.n, 4), 0.5), random=True, refused=("dropout",), fails=lambda s: (s(3, 4), 1.5)),
+    # Whether zeros have a graph behind them is not asked.
+    rule("dropout", lambda s: (s(s.n, 4), 0.5), random=True, refused=("dropout",), fails=lambda s: (s(3, 4), 1.5),
+         also={"p 0": {"make": lambda s: (s(s.n, 4), 0.0)}, "eval": {"make": lambda s: (s(s.n, 4), 0.5, False)},
+               "p 1": {"make": lambda s: (s(s.n, 4), 1.0), "differentiable": False},
+               "a number": {"make": lambda s: (s(), 0.5)}}),
     # In eval mode: in training it draws from the global generator, as it should.
     rule("Dropout", lambda s: (s(s.n, 4),), build=lambda m: m.Dropout(0.25).eval(), refused=("dropout",),
          integers_refused=False, module={"shows": (0.25,), "state": ()}),
     # Without buffers; specs of their own see what becomes of these.
     rule("batch_norm", lambda s: (s(s.n, 3, 2), None, None, s(3), s(3), True), refused=NOT_READY_MADE,
+         also={"rows": {"make": lambda s: (s(s.n, 3), None, None, s(3), s(3), True)},
+               "no weight": {"make": lambda s: (s(s.n, 3, 2, 2), None, None, None, None, True)},
+               # Through running statistics no gradient is asked for.
+               "eval": {"make": lambda s: (s(s.n, 3), s(3), s(3, low=0.5), s(3), s(3), False),
+                        "differentiable": False}},
          fails=lambda s: (s(1, 3), s(3), s(3), s(3), s(3), True)),
     rule("BatchNorm", lambda s: (s(s.n, 3, 2),), build=lambda m: m.BatchNorm(3, eps=0.25, momentum=0.125),
+         also={"eval": {"build": lambda m: m.BatchNorm(3, momentum=None).eval()},
+               "not affine": {"build": lambda m: m.BatchNorm(3, affine=False)},
+               "images": {"make": lambda s: (s(s.n, 3, 2, 2),)}},
          refused=NOT_READY_MADE, integers_refused=False,
          module={"shows": (3, 0.25, 0.125), "state": ("weight", "bias", *BUFFERS)}),
     # Frozen statistics: with those of the batch a handful of rows may sit at a kink of the ReLU.
@@ -827,5 +839,6 @@ RULES = [
          fails=lambda s: (nn.Linear(4, 3), nn.BatchNorm1d(5))),
     # By hand: R5 asks nothing of it. Fewer than two rows are refused.
     rule("batch_norm_backward", lambda s: (s(s.n, 3), s(s.n, 3), s(3)), differentiable=False, empty=False,
+         also={"no weight": {"make": lambda s: (s(s.n, 3), s(s.n, 3), None)}},
          refused=("backward", *NOT_READY_MADE), fails=lambda s: (s(1, 3), s(1, 3), s(3))),
 ]  # fmt: skip

@@ -1474,6 +1474,9 @@ RULES = [
                                 s(5, 5, low=-.5, high=.5), s(5, low=-.5, high=.5), s(5, low=-.5, high=.5)),
          refused=WHOLE_KATA, fails=lambda s: (s(4, 3), s(4, 5), s(5, 3), s(5, 5), s(5), s(1))),
     rule("locked_dropout", lambda s: (s(s.n, 4, 5), 0.3), refused=WHOLE_KATA, random=True,
+         also={"p 0": {"make": lambda s: (s(s.n, 4, 5), 0.0)},
+               "p 1": {"make": lambda s: (s(s.n, 4, 5), 1.0), "differentiable": False},
+               "eval": {"make": lambda s: (s(s.n, 4, 5), 0.3, False)}},
          fails=lambda s: (s(2, 3, 4), 1.5)),
     # In eval mode: in training mode modules draw from the global generator. They may leave integers to torch.
     rule("LockedDropout", lambda s: (s(s.n, 4, 5),), build=lambda m: m.LockedDropout(0.3).eval(), refused=WHOLE_KATA,
@@ -1481,11 +1484,16 @@ RULES = [
     # Half precision is compared in the class: rounded weights and several steps add up.
     rule("VariationalRNN", lambda s: (s(s.n, 4, 7), s(2, s.n, 8)), refused=WHOLE_KATA,
          build=lambda m: m.VariationalRNN(7, 8, 2, 0.15, 0.4).eval(), dtypes=(torch.float32, torch.float64),
+         also={"no h0": {"make": lambda s: (s(s.n, 4, 7),)},
+               "one step": {"make": lambda s: (s(s.n, 1, 7), s(2, s.n, 8))}},
          integers_refused=False, fails=lambda s: (s(3, 4, 7), s(2, 1, 8)),
          module={"shows": (7, 8, 0.15, 0.4),
                  "state": tuple(f"{name}_l{layer}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
                                 for layer in (0, 1))}),
     rule("drop_connect", lambda s: (s(s.n, 4, 5), 0.3), refused=WHOLE_KATA, random=True,
+         also={"p 0": {"make": lambda s: (s(s.n, 4), 0.0)},
+               "p 1": {"make": lambda s: (s(s.n, 4), 1.0), "differentiable": False},
+               "eval": {"make": lambda s: (s(s.n, 4), 0.3, False)}},
          fails=lambda s: (s(2, 3), -0.5)),
     # The caller's model uses torch's dropout below the learner's function: nothing can be refused. x may hold integers.
     # Devices: the simulated one has no generator, so a spec in the class calls without. Nothing is differentiated.

@@ -706,17 +706,23 @@ RULES = [
          module={"shows": (5,), "state": ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")},
          fails=lambda s: (s(3, 4),)),
     rule("Residual", lambda s: (s(s.n, 4),), build=lambda m: m.Residual(nn.Linear(4, 3), nn.Linear(4, 3, bias=False)),
+         also={"no shortcut": {"build": lambda m: m.Residual(nn.Linear(4, 4))}},
          integers_refused=False, module={"shows": ("in_features=4", "bias=False")}),
     rule("PreActivationBlock", lambda s: (s(s.n, 5),), build=lambda m: m.PreActivationBlock(5, 7, zero_init=False),
+         also={"zero_init": {"build": lambda m: m.PreActivationBlock(5, 7)}},
          integers_refused=False, module={"shows": (5, 7)}, fails=lambda s: (s(3, 4),)),
     # In eval mode: in training a batch norm learns from each call, and cannot from an empty batch.
     rule("ConvResidualBlock", lambda s: (s(s.n, 3, 5, 7),), build=lambda m: m.ConvResidualBlock(3, 4, 2).eval(),
+         also={"same shape": {"build": lambda m: m.ConvResidualBlock(3, 3).eval()}},
          integers_refused=False, module={"shows": (3, 4, 2)}, fails=lambda s: (s(2, 4, 5, 7),)),
     rule("HighwayBlock", lambda s: (s(s.n, 5),), build=lambda m: m.HighwayBlock(5), integers_refused=False,
          module={"shows": (5,), "state": ("fc.weight", "fc.bias", "gate.weight", "gate.bias")},
          fails=lambda s: (s(3, 4),)),
     # Of a few rows all or none may be kept, which can save operations: their number has a spec of its own.
     rule("stochastic_depth", lambda s: (s(s.n, 4), torch.tanh, 0.125), random=True, vectorised=False,
+         also={"p 0": {"make": lambda s: (s(s.n, 4), torch.tanh, 0.0)},
+               "p 1": {"make": lambda s: (s(s.n, 4), torch.tanh, 1.0)},
+               "eval": {"make": lambda s: (s(s.n, 4), torch.tanh, 0.125, False)}},
          fails=lambda s: (s(3, 4), torch.tanh, 1.5)),
     # The result is a list of floats, for a model that is the caller's: it stays on the CPU and in float32.
     rule("gradient_norms", lambda s: (nn.Sequential(nn.Linear(4, 3), nn.Tanh()), s(s.n, 4)), keeps_dtype=False,
