@@ -197,13 +197,15 @@ def _generator(line: Rule, arguments: tuple) -> dict[str, torch.Generator]:
 
 def test_leaves_its_arguments_as_they_are(line: Rule, function: Callable):
     """The caller's tensors are the caller's: a function that writes into them changes results far away."""
-    arguments = line.arguments()
     parameters = inspect.signature(function).parameters.values()
-    names = [f"`{p.name}`" for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    names += [f"argument {i}" for i in range(len(names), len(arguments))]  # behind *args
-    kept = [(name, a) for i, (name, a) in enumerate(zip(names, arguments, strict=False)) if i not in line.writes]
-    with unchanged(*(a for _, a in kept), names=tuple(name for name, _ in kept)):
-        function(*arguments, **_generator(line, arguments))
+    # What x.double() gives is a copy of float32, and float64 itself.
+    for dtype in (torch.float32, torch.float64) if line.keeps_dtype else (torch.float32,):
+        arguments = line.arguments(dtype=dtype)
+        names = [f"`{p.name}`" for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        names += [f"argument {i}" for i in range(len(names), len(arguments))]  # behind *args
+        kept = [(name, a) for i, (name, a) in enumerate(zip(names, arguments, strict=False)) if i not in line.writes]
+        with unchanged(*(a for _, a in kept), names=tuple(name for name, _ in kept)):
+            _fitted(function, arguments)(*arguments, **_generator(line, arguments))
 
 
 def test_leaves_gradients_and_global_state_alone(line: Rule, function: Callable):

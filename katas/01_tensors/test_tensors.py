@@ -98,6 +98,12 @@ class TestDescribe:
     def test_names_the_device_that_the_tensor_is_on(self):
         assert_info(torch.zeros(2, 3, device="meta"), device=torch.device("meta"), nbytes=24)
 
+    def test_the_order_of_channels_last_is_not_contiguous(self):
+        x = torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last)
+        expect(
+            tensors.describe(x).contiguous is False, "expected contiguous to be False: rows do not follow each other"
+        )
+
 
 class TestNchwToNhwc:
     def test_rows_and_columns_keep_their_order(self):
@@ -597,6 +603,13 @@ class TestPairwiseSqDists:
             with refuses(TypeError):
                 tensors.pairwise_sq_dists(torch.ones(4, 3, dtype=dtype), sample(2, 3))
 
+    def test_many_equal_rows_far_from_0_are_at_distance_0(self):
+        """x² - 2xy + y², which is fast for many rows, loses all digits where both are large."""
+        x = sample(60, 3) + 1000
+        found = tensors.pairwise_sq_dists(x, x)
+        expect(bool((found.diagonal() == 0).all()), "expected exactly 0 between equal rows, for 60 rows")
+        assert_same(found, (x[:, None] - x).square().sum(-1), rtol=1e-4)
+
 
 class _Reads(TorchDispatchMode):
     """Notes the operations that take rows out of a tensor."""
@@ -702,6 +715,12 @@ class TestBatchedGather:
     def test_refuses_different_batch_sizes_also_where_they_broadcast(self, one, other):
         with refuses(ValueError, mentions=[one, other]):
             tensors.batched_gather(sample(one, 5, 6), torch.zeros(other, 7, dtype=torch.int64))
+
+    @pytest.mark.parametrize("poison", [math.inf, math.nan])
+    def test_rows_that_are_not_asked_for_do_not_matter(self, poison):
+        """A product with rows of 0 and 1 reads them all: 0 times inf is nan."""
+        x = torch.tensor([[[1.0, 2.0], [poison, poison]]])
+        assert_same(tensors.batched_gather(x, torch.tensor([[0, 0]])), torch.tensor([[[1.0, 2.0], [1.0, 2.0]]]))
 
 
 class TestAddScaled:

@@ -493,6 +493,14 @@ class TestMLP:
         with refuses(ValueError, mentions=[4, shape[-1]]):
             model(sample(*shape))
 
+    @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.Sigmoid])
+    def test_learns_with_dropout_behind_any_activation(self, activation):
+        """Dropout that writes into what an activation keeps for backward makes backward raise."""
+        with torch.random.fork_rng(devices=[]):
+            model = modules.MLP([3, 5, 5, 2], activation, 0.5).train()
+            model(sample(4, 3)).sum().backward()
+        expect(all(p.grad is not None for p in model.parameters()), "expected a gradient for every parameter")
+
 
 # count_parameters -----------------------------------------------------------------------------------------------------
 
@@ -843,6 +851,15 @@ class TestTrainStep:
         modules.train_step(model, F.cross_entropy, Descent((model.parameters(), 0.1)), ids, targets)
         changed = (model.weight != before).any(dim=1).tolist()
         assert changed == [True, False, True, False, False, True]
+
+    def test_a_frozen_parameter_stays_and_the_others_learn(self):
+        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        model[0].weight.requires_grad_(False)
+        before = [p.detach().clone() for p in model.parameters()]
+        modules.train_step(model, F.mse_loss, torch.optim.SGD(model.parameters(), 0.1), sample(5, 3), sample(5, 2) + 9)
+        changed = [not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True)]
+        expect(changed == [False, True, True, True], f"expected all but the frozen weight to change, got {changed}")
+        expect(not model[0].weight.requires_grad, "expected the frozen weight to stay frozen")
 
 
 # fit ------------------------------------------------------------------------------------------------------------------

@@ -541,6 +541,19 @@ class TestClipGradNorm:
             counts.append(ops.total())
         expect(counts[1] <= counts[0], f"expected no more operations for 300 rows than for 3, got {counts}")
 
+    def test_float64_gradients_are_measured_in_float64(self):
+        (leaf,) = with_gradients(torch.tensor([1.0, 1e-5]).double())
+        found = optimization.clip_grad_norm_([leaf], 10.0)
+        expect(found.dtype == torch.float64, f"expected the norm in float64, got {found.dtype}")
+        expect(abs(found.item() - math.sqrt(1 + 1e-10)) < 1e-13, f"expected 1 + 5e-11, got 1 + {found.item() - 1:.3g}")
+
+    def test_a_gradient_may_be_transposed(self):
+        leaf = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+        leaf.grad = torch.full((3, 2), 1.0, dtype=torch.float64).T
+        found = optimization.clip_grad_norm_([leaf], 1.0)
+        assert_same(found, torch.tensor(math.sqrt(6)).double(), rtol=1e-6)
+        assert_same(leaf.grad, torch.full((2, 3), 1 / math.sqrt(6), dtype=torch.float64), rtol=1e-5)
+
 
 SHAPES = [(3, 4), (5,), (), (2, 1, 3)]
 
@@ -835,6 +848,11 @@ class TestSGD(OptimizerSpecs):
         optimization.SGD([leaf], lr=0.5).step()
         assert_same(leaf.detach(), before - 0.5 * leaf.grad, what="the parameter after a step")
 
+    def test_takes_its_settings_in_the_order_of_the_signature(self):
+        (group,) = optimization.SGD([torch.zeros(2, requires_grad=True)], 0.5, 0.25, 0.125, True).param_groups
+        found = [group.get(name) for name in ("lr", "momentum", "weight_decay", "nesterov")]
+        expect(found == [0.5, 0.25, 0.125, True], f"expected lr, momentum, weight_decay, nesterov, got {found}")
+
 
 class AdamSpecs(OptimizerSpecs):
     groups = ({"lr": 0.01}, {"betas": (0.5, 0.6), "eps": 1e-2}, {"weight_decay": 0.0, "lr": 0.3})
@@ -901,6 +919,11 @@ class TestAdam(AdamSpecs):
         optimization.Adam([leaf], lr=0.25, eps=0.0, weight_decay=0.5).step()
         assert_same(leaf.detach(), torch.tensor([1.75, -3.75]).double(), what="the parameter after a step")
 
+    def test_takes_its_settings_in_the_order_of_the_signature(self):
+        (group,) = optimization.Adam([torch.zeros(2, requires_grad=True)], 0.5, (0.25, 0.5), 0.125, 0.75).param_groups
+        found = [group.get(name) for name in ("lr", "betas", "eps", "weight_decay")]
+        expect(found == [0.5, (0.25, 0.5), 0.125, 0.75], f"expected lr, betas, eps, weight_decay, got {found}")
+
 
 class TestAdamW(AdamSpecs):
     settings = (
@@ -932,6 +955,11 @@ class TestAdamW(AdamSpecs):
     def test_is_an_adam(self):
         expect(issubclass(optimization.AdamW, optimization.Adam), "expected AdamW to be a kind of this kata's Adam")
         self.mine(leaves_like([sample(3)]))
+
+    def test_takes_its_settings_in_the_order_of_the_signature(self):
+        (group,) = optimization.AdamW([torch.zeros(2, requires_grad=True)], 0.5, (0.25, 0.5), 0.125, 0.75).param_groups
+        found = [group.get(name) for name in ("lr", "betas", "eps", "weight_decay")]
+        expect(found == [0.5, (0.25, 0.5), 0.125, 0.75], f"expected lr, betas, eps, weight_decay, got {found}")
 
 
 def stepped(make):

@@ -17,7 +17,7 @@ from dojo import devices
 from dojo.compare import assert_same, assert_same_gradients, expect, expect_share, gradients_of, refuses
 from dojo.guards import shares_memory, state_kept, unchanged
 from dojo.rules import FLOATS, rule
-from dojo.strategies import sample
+from dojo.strategies import GENERATOR, sample
 
 FLOAT64 = {"rtol": 1e-11, "atol": 1e-11}
 LOUD = (ValueError, RuntimeError, IndexError, TypeError)
@@ -136,6 +136,11 @@ class TestDropout(DropoutSpecs):
     def test_refuses_what_is_no_probability(self, p, training):
         with refuses(ValueError, mentions=[p]):
             normalization.dropout(torch.ones(3), p, training)
+
+    def test_a_number_is_dropped_as_any_element(self):
+        found = torch.stack([normalization.dropout(torch.tensor(1.0), 0.5, generator=GENERATOR) for _ in range(400)])
+        expect_share(found == 0, 0.5, "numbers that are dropped")
+        expect(bool(((found == 0) | (found == 2)).all()), "expected 0 or 2 for a 1 at p 0.5")
 
 
 class TestDropoutClass(DropoutSpecs):
@@ -518,6 +523,27 @@ class TestBatchNormClass:
         with state_kept():
             normalization.BatchNorm(3)(sample(4, 3))
 
+    def test_a_momentum_of_0_keeps_the_running_statistics(self):
+        """0 is a number too, and not the None that asks for an average over all batches."""
+        mine, theirs = normalization.BatchNorm(3, momentum=0.0), nn.BatchNorm1d(3, momentum=0.0)
+        for n in (4, 5):
+            x = sample(n, 3)
+            assert_same(mine(x), theirs(x).detach(), rtol=1e-4, atol=1e-5)
+        for name in BUFFERS:
+            assert_same(getattr(mine, name), getattr(theirs, name), what=name)
+
+    def test_the_average_over_all_batches_goes_on_after_a_load(self):
+        first, second = normalization.BatchNorm(3, momentum=None), normalization.BatchNorm(3, momentum=None)
+        theirs = nn.BatchNorm1d(3, momentum=None)
+        for n in (4, 5, 6):
+            x = sample(n, 3)
+            first(x), theirs(x)
+        second.load_state_dict(first.state_dict())
+        x = sample(7, 3)
+        second(x), theirs(x)
+        for name in BUFFERS:
+            assert_same(getattr(second, name), getattr(theirs, name), rtol=1e-4, atol=1e-5, what=name)
+
 
 def parts(model):
     """The Linear and the BatchNorm layers of a model, each in order."""
@@ -739,6 +765,15 @@ class TestFoldBatchNorm:
         with refuses(ValueError):
             normalization.fold_batch_norm(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False))
 
+    @pytest.mark.parametrize("device", devices.DEVICES)
+    def test_what_is_left_out_is_made_on_the_device_too(self, device):
+        with devices.on(device):
+            linear, norm = nn.Linear(4, 3, bias=False).to(device), nn.BatchNorm1d(3, affine=False).to(device)
+            with devices.no_strays(made=False):
+                folded = normalization.fold_batch_norm(linear, norm)
+            for name, own in folded.named_parameters():
+                expect(own.device.type == device, f"expected {name} on {device}, got {own.device.type}")
+
 
 class TestBatchNormBackward:
     @given(n=st.integers(2, 6), c=st.integers(1, 4), eps=st.sampled_from([1e-5, 0.3]), weighted=st.booleans())
@@ -804,6 +839,14 @@ class TestBatchNormBackward:
     def test_refuses_a_weight_of_another_size(self, size):
         with refuses(ValueError, mentions=[size]):
             normalization.batch_norm_backward(sample(5, 3), sample(5, 3), torch.ones(size))
+
+    def test_a_constant_column_has_a_finite_gradient(self):
+        x = torch.stack([torch.full((5,), 2.0), torch.arange(5.0)], 1).double().requires_grad_()
+        weight, grad = torch.tensor([1.5, 0.5]).double(), sample(5, 2, dtype=torch.float64)
+        y = F.batch_norm(x, None, None, weight, None, training=True)
+        (wanted,) = torch.autograd.grad((y * grad).sum(), [x])
+        dx, _, _ = normalization.batch_norm_backward(grad, x.detach(), weight)
+        assert_same(dx, wanted, rtol=1e-6, atol=1e-6, what="dx")
 
 
 NOT_READY_MADE = ("batch_norm", "instance_norm", "layer_norm", "group_norm")

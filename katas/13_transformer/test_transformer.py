@@ -138,6 +138,24 @@ class TestEmbedding:
             assert_same(found, wanted.to(device))
             torch.autograd.grad(found.sum(), layer.weight)
 
+    def test_a_table_may_have_one_row_or_one_column(self):
+        for sizes in ((1, 3), (4, 1), (1, 1)):
+            layer = transformer.Embedding(*sizes)
+            assert_same(layer(torch.tensor([[0]])), layer.weight.detach()[:1][None], rtol=0, atol=0)
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_padding_never_learns_in_either_mode(self, training):
+        layer = tabled(padding_idx=2).train(training)
+        (gradient,) = gradients_of(layer(torch.arange(7)), [layer.weight])
+        expect(bool((gradient[2] == 0).all()), f"expected the gradient 0 in row 2, training={training}")
+
+    def test_a_row_that_is_not_finite_stays_where_it_is(self):
+        layer = tabled(padding_idx=2)
+        with torch.no_grad():
+            layer.weight[2], layer.weight[4] = math.inf, -math.inf
+        ids = torch.arange(7)
+        assert_same(layer(ids), layer.weight.detach()[ids], rtol=0, atol=0)
+
 
 def position(t, dim):
     """Row t from the paper's formula, number by number."""
@@ -200,6 +218,24 @@ class TestSinusoidalPositions:
     def test_refuses_sizes_that_are_none(self, time, dim, wrong):
         with refuses(ValueError, mentions=[wrong]):
             transformer.sinusoidal_positions(time, dim)
+
+    @pytest.mark.parametrize("dim", [6, 12, 100])
+    def test_is_precise_far_out_whatever_the_width(self, dim):
+        """2i / dim is exact in float32 where dim is a power of 2, and nowhere else."""
+        found = transformer.sinusoidal_positions(10_001, dim)
+        assert_same(found[10_000], position(10_000, dim).float(), rtol=0, atol=1e-6)
+
+    def test_more_positions_take_no_more_operations(self):
+        counts = []
+        for time in (3, 40):
+            with count_ops() as ops:
+                transformer.sinusoidal_positions(time, 6)
+            counts.append(ops.total())
+        expect(counts[1] <= counts[0], f"expected no more operations for 40 positions than for 3, got {counts}")
+
+    def test_takes_device_and_dtype_in_this_order(self):
+        found = transformer.sinusoidal_positions(3, 4, "cpu", torch.float64)
+        expect(found.dtype == torch.float64, "expected float64")
 
 
 def attend(q, k, v, valid=None):
@@ -331,6 +367,46 @@ class TestScaledDotProductAttention:
         """A batch of one would broadcast in silence."""
         with refuses(ValueError, mentions=numbers):
             transformer.scaled_dot_product_attention(*(sample(*shape) for shape in shapes))
+
+    def test_hidden_keys_stay_hidden_whatever_the_scores(self):
+        """No finite number but the dtype's least is below any score."""
+        valid = torch.tensor([True, True, False])
+        for k in ([-1e5, -1e5, 1.0], [1.0, 1.0, 1e5]):
+            q, k, v = torch.tensor([[1e5]]).double(), torch.tensor(k).double()[:, None], torch.ones(3, 1).double()
+            _, weights = transformer.scaled_dot_product_attention(q, k, v, valid)
+            assert_same(weights, torch.tensor([[0.5, 0.5, 0.0]]).double(), rtol=1e-4, what="the weights")
+
+    @pytest.mark.parametrize("shape", [(), (1,), (5,), (1, 5), (4, 1), (4, 5), (2, 1, 1)], ids=str)
+    @pytest.mark.parametrize("value", [True, False])
+    def test_a_mask_of_any_shape_may_hide_all_keys_or_none(self, value, shape):
+        given = qkv(2)
+        valid = torch.full(shape, value)
+        found, wanted = transformer.scaled_dot_product_attention(*given, valid), attend(*given, valid)
+        for one, other in zip(found, wanted, strict=True):
+            assert_same(one, other, **FLOAT64)
+            for gradient in gradients_of(one, given):
+                expect(bool(gradient.isfinite().all()), "expected finite gradients")
+                expect(value or bool((gradient == 0).all()), "expected gradients of 0 where nothing is seen")
+
+    @pytest.mark.parametrize(
+        "shapes, numbers",
+        [
+            (((2, 3, 4, 3), (2, 1, 5, 3), (2, 1, 5, 6)), (3, 1)),
+            (((2, 3, 4, 3), (2, 3, 5, 3), (2, 1, 5, 6)), (3, 1)),
+            (((2, 4, 3), (5, 3), (5, 6)), (2,)),
+            (((4, 3), (2, 5, 3), (2, 5, 6)), (2,)),
+        ],
+        ids=str,
+    )
+    def test_refuses_leading_dimensions_that_would_broadcast(self, shapes, numbers):
+        with refuses(ValueError, mentions=numbers):
+            transformer.scaled_dot_product_attention(*(sample(*shape) for shape in shapes))
+
+    def test_a_leading_dimension_of_one_stays(self):
+        for tensors in (qkv(1), qkv(1, 1), qkv(1, t=1, s=1, d=1, e=1)):
+            found, wanted = transformer.scaled_dot_product_attention(*tensors), attend(*tensors)
+            for one, other in zip(found, wanted, strict=True):
+                assert_same(one, other, **FLOAT64)
 
 
 def mha(d_model=6, heads=2, **settings):
@@ -538,6 +614,63 @@ class TestMultiHeadAttention:
             with refuses(LOUD):
                 layer(*(sample(*shape) for shape in shapes))
 
+    def test_a_value_may_come_without_a_key(self):
+        layer, query, value = mha(), sample(2, 4, 6, dtype=torch.float64), sample(2, 4, 6, dtype=torch.float64)
+        assert_same(layer(query, None, value), by_head(layer, 2, query, query, value), **FLOAT64)
+        assert_same(layer(query, value=value), by_head(layer, 2, query, query, value), **FLOAT64)
+
+    @pytest.mark.parametrize("b, t, s", [(2, 0, 5), (2, 4, 0), (0, 4, 5), (1, 1, 1), (1, 4, 5), (2, 1, 5)])
+    def test_sizes_of_zero_and_one_work(self, b, t, s):
+        layer = mha()
+        query, key = sample(b, t, 6, dtype=torch.float64), sample(b, s, 6, dtype=torch.float64)
+        for valid in (None, torch.ones(b, 1, t, s, dtype=torch.bool)):
+            assert_same(layer(query, key, valid=valid), by_head(layer, 2, query, key, key, valid), **FLOAT64)
+
+    def test_dropout_falls_with_a_mask_too(self):
+        layer = identities(transformer.MultiHeadAttention(4, 1, dropout=0.5), "v_proj", "out_proj")
+        valid = torch.tensor([True, False])
+        found = layer(sample(40, 50, 4), torch.ones(40, 2, 4), valid=valid).detach()[..., 0]
+        expect_share(found == 0, 0.5, "dropped weights")
+
+    @pytest.mark.parametrize("shape", [(3, 5), (3, 4, 5), (1, 3, 2, 4, 5), (1, 1, 1, 4, 5)], ids=str)
+    def test_refuses_a_mask_without_a_dimension_for_heads(self, shape):
+        """[b s] and [b t s] do not broadcast to [b heads t s]: in another batch they would, and mean something else."""
+        with refuses(ValueError, mentions=shape):
+            transformer.MultiHeadAttention(6, 2)(sample(3, 4, 6), sample(3, 5, 6), valid=torch.ones(shape).bool())
+
+    @pytest.mark.parametrize(
+        "shapes, numbers",
+        [
+            (((2, 4, 5),), (5,)),
+            (((2, 4, 6), (2, 5, 4)), (4,)),
+            (((2, 4, 6), (2, 5, 6), (2, 5, 3)), (3,)),
+            (((2, 4, 6), (2, 5, 6), (2, 3, 6)), (5, 3)),
+            (((2, 4, 6), (2, 5, 6), (2, 1, 6)), (5, 1)),
+            (((2, 4, 6), (3, 5, 6)), (2, 3)),
+            (((2, 4, 6), (1, 5, 6)), (2, 1)),
+            (((1, 4, 6), (2, 5, 6)), (1, 2)),
+            (((2, 4, 6), (2, 5, 6), (1, 5, 6)), (2, 1)),
+        ],
+        ids=str,
+    )
+    def test_refuses_shapes_that_do_not_fit(self, shapes, numbers):
+        with refuses(ValueError, mentions=numbers):
+            transformer.MultiHeadAttention(6, 2)(*(sample(*shape) for shape in shapes))
+
+    @pytest.mark.parametrize("device", devices.DEVICES)
+    def test_from_torch_stays_on_the_device(self, device):
+        with devices.on(device):
+            theirs = nn.MultiheadAttention(6, 2).to(device)
+            mine = transformer.MultiHeadAttention.from_torch(theirs)
+            found = {p.device.type for p in mine.parameters()}
+            expect(found == {device}, f"expected parameters on {device}, got {found}")
+
+    def test_can_be_copied_after_a_call(self):
+        """What a forward leaves in the module goes along with every copy."""
+        layer = mha()
+        layer(sample(2, 4, 6, dtype=torch.float64))
+        copy.deepcopy(layer), pickle.dumps(layer)
+
 
 def factor(step, warmup, total, floor=0.0):
     """The schedule, as the contract writes it."""
@@ -689,6 +822,21 @@ class TestWarmupCosineClass:
             transformer.WarmupCosine(optimizer, warmup, total, floor)
         expect_rates(rates_of(optimizer), [0.5], "0, after an error")
 
+    def test_a_state_dict_resumes_over_an_optimizer_of_other_rates(self):
+        first = optimizer_of(0.5, 0.05)
+        schedule = transformer.WarmupCosine(first, 4, 10, 0.1)
+        for _ in range(5):
+            advance(first, schedule)
+        second = optimizer_of(9.0, 9.0)
+        resumed = transformer.WarmupCosine(second, 4, 10, 0.1)
+        second.load_state_dict(first.state_dict())
+        resumed.load_state_dict(schedule.state_dict())
+        for _ in range(6):
+            expect(rates_of(second) == rates_of(first), f"expected {rates_of(first)}, got {rates_of(second)}")
+            expect(resumed.get_last_lr() == schedule.get_last_lr(), f"expected the last rates {schedule.get_last_lr()}")
+            advance(first, schedule)
+            advance(second, resumed)
+
 
 def pictures(b, c=2, h=4, w=5):
     """Images of positive numbers, no two of them equal."""
@@ -739,6 +887,17 @@ class TestRandomCrop:
         with refuses(ValueError, mentions=[padding]):
             transformer.random_crop(pictures(3), padding)
 
+    @pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0)], ids=str)
+    @pytest.mark.parametrize("padding", [0, 2])
+    def test_any_dimension_may_be_empty(self, shape, padding):
+        assert_same(transformer.random_crop(torch.zeros(shape), padding), torch.zeros(shape))
+
+    def test_a_single_image_is_moved_too(self):
+        images, generator = pictures(1), seeded(1)
+        found = torch.cat([transformer.random_crop(images, 1, generator) for _ in range(900)])
+        matches = offsets_of(found, images.expand(900, -1, -1, -1), 1)
+        expect_share(matches[:, 1, 1], 1 / 9, "images that stay where they were")
+
 
 class TestRandomFlip:
     @pytest.mark.parametrize("p", [0.25, 0.5])
@@ -766,6 +925,27 @@ class TestRandomFlip:
     def test_refuses_what_is_no_probability(self, p):
         with refuses(ValueError, mentions=[p]):
             transformer.random_flip(pictures(3), p)
+
+    @pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0)], ids=str)
+    def test_any_dimension_may_be_empty(self, shape):
+        assert_same(transformer.random_flip(torch.zeros(shape)), torch.zeros(shape))
+
+    @pytest.mark.parametrize("b", [1, 2])
+    def test_the_number_of_flipped_images_is_random_too(self, b):
+        """Each on its own: of two images often both or none is flipped."""
+        generator, images = seeded(1), pictures(b, 1, 1, 2)
+        flipped = torch.stack([transformer.random_flip(images, 0.5, generator) != images for _ in range(600)])
+        expect_share(flipped.all(-1).flatten(1).all(1), 0.5**b, "batches that are flipped as a whole")
+
+    def test_an_infinite_pixel_stays_one(self):
+        images = torch.tensor([[[[1.0, math.inf]]]])
+        for p in (0.0, 1.0):
+            assert_same(transformer.random_flip(images, p), images.flip(3) if p else images)
+
+    def test_small_probabilities_are_exact_in_half_precision(self):
+        images = torch.tensor([1.0, 2.0]).bfloat16().expand(50_000, 1, 1, 2)
+        found = transformer.random_flip(images, 0.001, seeded(1))
+        expect_share((found != images).flatten(1).any(1), 0.001, "flipped images")
 
 
 def mixed(n, alpha, seed=0):
@@ -882,6 +1062,23 @@ class TestMixup:
         with refuses(ValueError, mentions=[n, 3]):
             transformer.mixup(sample(3, 2), torch.zeros(n, dtype=torch.int64), 4)
 
+    def test_with_alpha_zero_what_is_not_finite_stays(self):
+        x = torch.tensor([[1.0, math.inf], [math.nan, 2.0], [-math.inf, 0.0]])
+        found, targets = transformer.mixup(x, torch.tensor([0, 1, 1]), 2, 0.0)
+        assert_same(found, x)
+        assert_same(targets, torch.eye(2)[[0, 1, 1]], what="the targets")
+
+    def test_one_sample_and_one_class_are_enough(self):
+        for b in (1, 3):
+            x = sample(b, 2)
+            found, targets = transformer.mixup(x, torch.zeros(b).long(), 1, 0.5, seeded())
+            expect(found.shape == (b, 2), f"expected shape {[b, 2]}, got {list(found.shape)}")
+            assert_same(targets, torch.ones(b, 1), what="the targets")
+        x = sample(1, 2)
+        found, targets = transformer.mixup(x, torch.tensor([2]), 4, 0.5, seeded())
+        assert_same(found, x)
+        assert_same(targets, torch.tensor([[0.0, 0, 1, 0]]), what="the targets")
+
 
 MANY = (200, 100)
 
@@ -996,6 +1193,32 @@ class TestMaskTokens:
             transformer.mask_tokens(
                 torch.ones(2, 3, dtype=torch.int64), 3, 9, 0.5, torch.zeros(shape, dtype=torch.bool)
             )
+
+    def test_each_chosen_token_has_a_fate_of_its_own(self):
+        tokens = torch.full(MANY, 2)
+        inputs, _ = transformer.mask_tokens(tokens, 99, 5, 1.0, generator=seeded(1))
+        masked = inputs == 99
+        expect_share(masked[1:] & masked[:-1], 0.64, "neighbours in a column that are both masked")
+        expect_share(masked[:, 1:] & masked[:, :-1], 0.64, "neighbours in a sequence that are both masked")
+
+    def test_each_random_token_is_drawn_by_itself(self):
+        inputs, _ = transformer.mask_tokens(torch.full(MANY, 2), 5000, 1000, 1.0, generator=seeded(1))
+        words = (inputs != 5000) & (inputs != 2)
+        found = len(inputs[words].unique())
+        expect(found > 700, f"expected about {int(words.sum())} draws to give some 860 ids of 1000, got {found}")
+
+    def test_the_number_of_chosen_tokens_is_random_too(self):
+        """Independently: of two tokens often both or none is chosen."""
+        generator, tokens = seeded(1), torch.tensor([[1, 2]])
+        chosen = torch.cat([transformer.mask_tokens(tokens, 3, 9, 0.5, None, generator)[1] for _ in range(600)]) != -100
+        expect_share(chosen.all(1), 0.25, "sequences of which both tokens are chosen")
+        expect_share(~chosen.any(1), 0.25, "sequences of which none is")
+
+    def test_special_is_only_read_and_draws_come_from_the_generator(self):
+        tokens, special = torch.full((20, 30), 2), sample(20, 30, dtype=torch.bool)
+        with unchanged(tokens, special), state_kept():
+            found = [transformer.mask_tokens(tokens, 3, 5, 0.5, special, seeded(1)) for _ in range(2)]
+        expect(all(map(torch.equal, *found)), "expected equal results for generators in equal states")
 
 
 def scheduled(learner):
