@@ -84,6 +84,13 @@ def _held(x: object) -> object:
 
 
 def _run(func, args, kwargs):
+    if not torch.is_inference_mode_enabled():
+        return _computed(func, args, kwargs)
+    with torch.inference_mode(False):  # the tensors that it makes have no counters of versions, which views need
+        return _computed(func, args, kwargs)
+
+
+def _computed(func, args, kwargs):
     tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
     sims = [x for x in tensors if isinstance(x, SimTensor)]
     mixed = any(not isinstance(x, SimTensor) and x.dim() for x in tensors)

@@ -102,3 +102,10 @@ def test_a_torch_that_cannot_simulate_a_device_skips_the_spec_and_says_so(monkey
     monkeypatch.setattr("dojo.devices.CAN_SIMULATE", False)
     with pytest.raises(pytest.skip.Exception, match=r"torch before 2.10 cannot simulate a device"), on("sim"):
         pass
+
+
+def test_inference_mode_works_as_on_the_cpu():
+    with on("sim"):
+        x = torch.ones(3, 2, device="sim")
+        with torch.inference_mode():
+            assert_same(x[:, None] @ x.detach().T, torch.full((3, 1, 3), 2.0), device=False)

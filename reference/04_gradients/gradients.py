@@ -279,6 +279,7 @@ def mlp_gradients(
     n, classes = len(x), len(w2)
     if n == 0:
         raise ValueError("the mean over n = 0 rows is not defined")
+    target = target.long()
     strays = target[(target < 0) | (target >= classes)]
     if len(strays):
         raise IndexError(f"target {strays[0].item()} is out of range for {classes} classes")
