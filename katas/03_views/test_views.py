@@ -159,6 +159,14 @@ class TestResolveShape:
         with refuses(ValueError, mentions=[numel, 0]):
             views.resolve_shape(numel, (0, -1))
 
+    def test_counts_beyond_what_a_float_can_hold(self):
+        big = 2**53 + 1
+        for shape, wanted in (((-1, 3), (big, 3)), ((big, -1), (big, 3))):
+            found = views.resolve_shape(3 * big, shape)
+            expect(tuple(found) == wanted, f"expected {wanted}, got {found}")
+        with refuses(ValueError):
+            views.resolve_shape(3 * big + 1, (-1, 3))
+
 
 class TestTryView:
     @given(data=st.data(), shape=shapes(max_dims=3), layout=st.sampled_from(["transposed", "sliced", "expanded"]))
@@ -216,6 +224,14 @@ class TestTryView:
     def test_refuses_negative_sizes_but_one(self, shape):
         with refuses(ValueError):
             views.try_view(sample(2, 3), shape)
+
+    def test_a_size_of_1_is_in_nobodys_way(self):
+        """No step is taken along it, so that its stride does not matter."""
+        x = sample(1, 2, 3).transpose(0, 1)
+        for shape in ((6,), (3, 2), (-1,)):
+            found = views.try_view(x, shape)
+            expect(found is not None, f"expected a view in shape {shape}, got None")
+            assert_same(found, x.reshape(shape))
 
 
 class TestCenterCrop:
@@ -408,6 +424,12 @@ class TestMergeHeads:
         assert_same(views.merge_heads(torch.zeros(2, 4, 0, 3)), torch.zeros(2, 0, 12))
         assert_same(views.merge_heads(torch.zeros(2, 4, 3, 0)), torch.zeros(2, 3, 0))
 
+    def test_what_was_split_from_a_part_comes_back_without_a_copy(self):
+        for x in (sample(2, 3, 16)[..., :8], sample(2, 3, 16)[..., ::2], sample(3, 2, 8).transpose(0, 1)):
+            merged = views.merge_heads(x.unflatten(-1, (4, 2)).transpose(1, 2))
+            assert_same(merged, x)
+            expect(shares_memory(merged, x), "expected a view: the features already lie side by side, got a copy")
+
 
 def patch_by_patch(images, size):
     """The patches, cut out one at a time."""
@@ -446,6 +468,18 @@ class TestPatchify:
     def test_refuses_what_has_too_few_dimensions(self):
         with refuses(LOUD):
             views.patchify(sample(3, 4, 6), 2)
+
+    def test_takes_no_more_operations_for_more_patches(self):
+        counts = []
+        for side in (4, 16):
+            with count_ops() as ops:
+                views.patchify(sample(2, 3, side, side), 2)
+            counts.append(ops.total())
+        expect(counts[1] <= counts[0], f"expected no more operations for 64 patches than for 4, got {counts}")
+
+    def test_an_image_without_rows_or_columns_has_no_patches(self):
+        for images in (torch.zeros(2, 3, 0, 6), torch.zeros(2, 3, 4, 0)):
+            assert_same(views.patchify(images, 2), torch.zeros(2, 0, 12))
 
 
 class TestUnpatchify:

@@ -273,6 +273,21 @@ class TestRoundSTE:
     def test_backward_stays_on_the_device(self):
         backward_stays_on_the_device(gradients.RoundSTE.apply, leaf(3, 2))
 
+    def test_what_comes_in_goes_back_whatever_it_is(self):
+        x = float64(INF, -INF, math.nan, 0.3, 0.3, 0.3).requires_grad_()
+        incoming = float64(1.5, -2.0, 3.0, INF, -INF, math.nan)
+        (gradient,) = torch.autograd.grad(Weighted.apply(gradients.RoundSTE.apply(x), incoming), x)
+        assert_same(gradient, incoming, rtol=0, atol=0)
+
+    def test_rounds_where_adding_a_half_would_round_by_itself(self):
+        for dtype, bits in ((torch.float32, 24), (torch.float64, 53)):
+            x = torch.tensor([2.0 ** (bits - 1) + 1, -(2.0 ** (bits - 1)) - 1, 0.5 - 2.0 ** -(bits + 1)], dtype=dtype)
+            assert_same(gradients.RoundSTE.apply(x), x.round(), rtol=0, atol=0)
+
+    def test_has_a_backward_of_its_own(self):
+        own = isinstance(gradients.RoundSTE.apply(leaf(3)).grad_fn, torch.autograd.function.BackwardCFunction)
+        expect(own, "expected a torch.autograd.Function with a backward of its own")
+
 
 class TestNumericalGradient:
     def test_is_the_slope_in_each_element(self):
@@ -389,6 +404,11 @@ class TestNumericalGradient:
         for dtype, shape in itertools.product(NOT_FLOAT64, ((3,), (0,), ())):
             with refuses(TypeError):
                 gradients.numerical_gradient(never, torch.ones(shape, dtype=dtype))
+
+    def test_f_may_return_a_view_of_its_argument(self):
+        """What f returned must be read before its argument changes."""
+        found = gradients.numerical_gradient(lambda x: x[1], float64(0.3, -1.2, 2.0))
+        assert_same(found, float64(0.0, 1.0, 0.0))
 
 
 def seen_with_slopes(x, slopes, seen):
@@ -795,6 +815,15 @@ class TestLinearFunction:
         with refuses(ValueError):
             gradients.LinearFunction.apply(sample(*x), sample(*weight), None)
 
+    def test_has_a_backward_of_its_own(self):
+        y = gradients.LinearFunction.apply(leaf(4, 3), leaf(5, 3), leaf(5))
+        own = isinstance(y.grad_fn, torch.autograd.function.BackwardCFunction)
+        expect(own, "expected a torch.autograd.Function with a backward of its own")
+
+    def test_a_bias_of_one_is_refused_for_an_empty_batch_too(self):
+        with refuses(ValueError, mentions=[1, 5]):
+            gradients.LinearFunction.apply(sample(0, 3), sample(5, 3), sample(1))
+
 
 def logsumexp(x, dim):
     """As the formula says, for values that exp can take."""
@@ -965,6 +994,10 @@ class TestLogSumExp:
     def test_refuses_a_dim_that_x_does_not_have(self, shape, dim):
         with refuses(IndexError, mentions=[dim]):
             gradients.LogSumExp.apply(sample(*shape), dim)
+
+    def test_has_a_backward_of_its_own(self):
+        own = isinstance(gradients.LogSumExp.apply(leaf(3), 0).grad_fn, torch.autograd.function.BackwardCFunction)
+        expect(own, "expected a torch.autograd.Function with a backward of its own")
 
 
 def mlp(x, target, w1, b1, w2, b2):
