@@ -279,13 +279,13 @@ def mlp_gradients(
     n, classes = len(x), len(w2)
     if n == 0:
         raise ValueError("the mean over n = 0 rows is not defined")
-    target = target.long()
+    target = target.long()  # int8 holds no 130 classes to compare with, and uint8 would index as a mask
     strays = target[(target < 0) | (target >= classes)]
     if len(strays):
         raise IndexError(f"target {strays[0].item()} is out of range for {classes} classes")
 
     x, w1, b1, w2, b2 = (tensor.detach() for tensor in (x, w1, b1, w2, b2))
-    rows, target = torch.arange(n, device=x.device), target.long()  # uint8 would index as a mask
+    rows = torch.arange(n, device=x.device)
 
     hidden = (x @ w1.T + b1).relu()  # [n h]
     logits = hidden @ w2.T + b2  # [n c]
