@@ -26,6 +26,8 @@ else:
     # torch.random.fork_rng asks every device for its generator; here that is the CPU's.
     torch.sim.get_rng_state = lambda device=None: torch.get_rng_state()
     torch.sim.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
+    # torch.utils.checkpoint asks every device.
+    torch.sim.get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
 
 SIM, CPU = torch.device("sim" if CAN_SIMULATE else "privateuseone", 0), torch.device("cpu")
 aten = torch.ops.aten

@@ -856,7 +856,7 @@ class TestTrainStep:
         model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
         model[0].weight.requires_grad_(False)
         before = [p.detach().clone() for p in model.parameters()]
-        modules.train_step(model, F.mse_loss, torch.optim.SGD(model.parameters(), 0.1), sample(5, 3), sample(5, 2) + 9)
+        modules.train_step(model, F.mse_loss, Descent((model.parameters(), 0.1)), sample(5, 3), sample(5, 2) + 9)
         changed = [not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True)]
         expect(changed == [False, True, True, True], f"expected all but the frozen weight to change, got {changed}")
         expect(not model[0].weight.requires_grad, "expected the frozen weight to stay frozen")
